@@ -1,0 +1,217 @@
+"""Every setting of the project, as frozen values; the command-line flags are made from the fields.
+
+This module imports nothing of the project, so every other file may import it.
+"""
+
+import argparse
+import dataclasses
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+MODEL_TYPES = ("unet", "cnn", "resnet")
+DATASETS = ("mnist", "fashion_mnist", "kmnist", "synthetic")
+SCHEDULES = ("cosine", "linear")
+PREDICTIONS = ("v", "eps", "x0")
+WEIGHTINGS = ("none", "min_snr")
+SAMPLERS = ("dpmpp_2m", "ddim", "ddpm")
+DEVICES = ("auto", "cuda", "mps", "cpu")
+PRECISIONS = ("auto", "fp32", "bf16")
+
+IMAGE_SIZE = 28  # pixels a side, of every data set here
+NUM_CLASSES = 10
+
+Config = TypeVar("Config")
+
+
+class UserError(Exception):
+    """Bad input. Its text is one line naming the flag, the value got and the values allowed."""
+
+
+def setting(default: Any, help: str, *, choices=None, low=None, above=None, high=None) -> Any:
+    """A config field that knows its help text and its allowed values (`above` is exclusive)."""
+    limits = {"choices": choices, "low": low, "above": above, "high": high}
+    return field(default=default, metadata={"help": help, **limits})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What `main.py` trains, and how. A checkpoint carries one, so that it explains itself."""
+
+    model_type: str = setting("unet", "noise predictor", choices=MODEL_TYPES)
+    width: int | None = setting(None, "base channels; default 64, resnet 96", low=4, high=1024)
+    class_conditional: bool = setting(False, "train on labels too, for --label and --guidance")
+    label_dropout: float = setting(0.1, "share of labels hidden for guidance", low=0, high=1)
+
+    timesteps: int = setting(300, "number of noise levels T", low=2, high=10_000)
+    schedule: str = setting("cosine", "noise schedule", choices=SCHEDULES)
+    prediction: str = setting("v", "what the network predicts", choices=PREDICTIONS)
+    weighting: str = setting("none", "loss weight per noise level", choices=WEIGHTINGS)
+
+    dataset: str = setting("mnist", "what to learn", choices=DATASETS)
+    data_dir: str = setting("./data", "where the data is, or is downloaded to")
+    train_size: int | None = setting(None, "use only the first N training images", low=1)
+
+    epochs: int = setting(20, "passes over the data", low=1)
+    max_minutes: float | None = setting(None, "time budget; the schedule anneals to it", above=0)
+    batch_size: int = setting(128, "images a step", low=1)
+    lr: float = setting(2e-3, "peak learning rate of AdamW", above=0, high=1)
+    weight_decay: float = setting(0.01, "AdamW weight decay", low=0)
+    grad_clip: float = setting(1.0, "largest gradient norm", above=0)
+    ema_length: float = setting(0.05, "EMA width, as a share of the run so far", above=0, high=0.28)
+    seed: int = setting(0, "seed of weights, data order and noise", low=0, high=2**63 - 1)
+
+    device: str = setting("auto", "where to compute", choices=DEVICES)
+    precision: str = setting("auto", "auto: bf16 on CUDA, else fp32", choices=PRECISIONS)
+    compile: bool = setting(False, "torch.compile the network (CUDA)")
+
+    experiment_name: str | None = setting(None, "folder name; default from the settings")
+    save_every: float = setting(10.0, "minutes between checkpoints inside an epoch", above=0)
+    keep: int = setting(3, "how many of the last checkpoints stay", low=1)
+    sample_every: int = setting(1, "epochs between sample grids (0: only at the end)", low=0)
+
+    def experiment(self) -> str:
+        """The run's folder name under checkpoints/, outputs/ and runs/."""
+        if self.experiment_name:
+            return self.experiment_name
+        return (
+            f"diffusion_model_{self.model_type}_{self.epochs}epochs"
+            f"_{self.timesteps}timesteps_{self.lr}lr"
+        )
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """What `generate.py` draws."""
+
+    checkpoint: str = setting("checkpoints/pretrained/unet.pth", "the model to sample from")
+    num_samples: int = setting(64, "how many images", low=1)
+    sampler: str = setting("dpmpp_2m", "sampling method", choices=SAMPLERS)
+    steps: int | None = setting(None, "sampling steps; default 20, and T for ddpm", low=1)
+    seed: int = setting(0, "image k of a seed is always the same image", low=0, high=2**63 - 1)
+    label: int | None = setting(None, "class 0-9 (class-conditional models)", low=0, high=9)
+    guidance: float = setting(1.0, "1: conditional, 0: unconditional, more: stronger", low=0)
+    batch_size: int = setting(250, "images in one network call", low=1)
+    device: str = setting("auto", "where to compute", choices=DEVICES)
+    output: str = setting("outputs/samples.png", "PNG grid to write")
+    npz: str | None = setting(None, "also write `images`, uint8 (N, 1, 28, 28), to this file")
+    strip: str | None = setting(None, "also write a PNG of the denoising path of 8 images")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What `validation.py` scores, and against what."""
+
+    path_to_model: str | None = setting(None, "checkpoint to score")
+    experiment_name: str | None = setting(None, "run folder; without --path_to_model its last")
+    model_type: str | None = setting(None, "checked against the model", choices=MODEL_TYPES)
+    images: str | None = setting(None, "score this folder of PNGs or .npz instead of a model")
+    reference_images: str | None = setting(None, "compare with these, not the data's test set")
+    num_samples: int = setting(10_000, "how many images to score", low=2)
+    features: str = setting("mnist", "feature network", choices=("mnist", "inception"))
+    dims: int = setting(2048, "Inception layer", choices=(64, 192, 768, 2048))
+    sampler: str = setting("dpmpp_2m", "sampling method", choices=SAMPLERS)
+    steps: int | None = setting(None, "sampling steps; default 20, and T for ddpm", low=1)
+    guidance: float = setting(1.0, "1: conditional, 0: unconditional, more: stronger", low=0)
+    seed: int = setting(0, "seed of the samples", low=0, high=2**63 - 1)
+    batch_size: int = setting(250, "images in one network call", low=1)
+    device: str = setting("auto", "where to compute", choices=DEVICES)
+    dataset: str = setting("mnist", "reference for --images", choices=DATASETS)
+    data_dir: str = setting("./data", "where the data is, or is downloaded to")
+    json: str | None = setting(None, "result file; default outputs/<experiment>/scores_....json")
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line, without the usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def _field_type(f: dataclasses.Field) -> type:
+    """`int` for a field annotated `int` or `int | None`."""
+    named = (f.type, *getattr(f.type, "__args__", ()))
+    return next(kind for kind in (bool, int, float, str) if kind in named)
+
+
+def _describe(f: dataclasses.Field) -> str:
+    """The allowed values in words, e.g. 'an integer >= 1'."""
+    if f.metadata["choices"]:
+        return "one of " + ", ".join(map(str, f.metadata["choices"]))
+    noun = {int: "an integer", float: "a number", str: "text", bool: "a boolean"}[_field_type(f)]
+    signs = {"low": ">=", "above": ">", "high": "<="}
+    limits = [f"{s} {f.metadata[k]:g}" for k, s in signs.items() if f.metadata[k] is not None]
+    return f"{noun} {' and '.join(limits)}".strip()
+
+
+def check(config: Config) -> Config:
+    """Return `config` if every field is allowed, else raise UserError naming the first bad one."""
+    for f in dataclasses.fields(config):
+        value, limits, kind = getattr(config, f.name), f.metadata, _field_type(f)
+        if value is None and f.default is None:
+            continue
+        right_type = isinstance(value, kind) or (kind is float and isinstance(value, int))
+        ok = right_type and (kind is bool or not isinstance(value, bool))
+        if ok and kind in (int, float):
+            ok = (
+                math.isfinite(value)
+                and (limits["low"] is None or value >= limits["low"])
+                and (limits["above"] is None or value > limits["above"])
+                and (limits["high"] is None or value <= limits["high"])
+            )
+        if not ok or (limits["choices"] and value not in limits["choices"]):
+            raise UserError(f"--{f.name} {value}: must be {_describe(f)}")
+    name = getattr(config, "experiment_name", None)
+    if name is not None and (not name.strip(".") or set(name) & set("/\\\0\n")):
+        raise UserError(f"--experiment_name {name!r}: must be a plain folder name")
+    return config
+
+
+def from_dict(kind: type[Config], values: dict) -> Config:
+    """Rebuild a config stored in a checkpoint. Raises UserError on unknown or bad fields."""
+    known = {f.name for f in dataclasses.fields(kind)}
+    if not isinstance(values, dict) or not set(values) <= known:
+        raise UserError("its config holds settings this version does not know")
+    return check(kind(**values))
+
+
+def parse(kind: type[Config], description: str, argv: list[str] | None = None) -> Config:
+    """Read the command line into a checked, frozen config. Bad flags raise UserError."""
+    parser = _Parser(description=description, allow_abbrev=False)
+    for f in dataclasses.fields(kind):
+        text = f.metadata["help"]
+        if f.metadata["choices"]:
+            text += f" ({', '.join(map(str, f.metadata['choices']))})"
+        if f.default not in (None, False):
+            text += f" [{f.default}]"
+        text = text.replace("%", "%%")
+        if _field_type(f) is bool:
+            parser.add_argument(f"--{f.name}", action="store_true", help=text)
+        else:
+            metavar = {int: "N", float: "X", str: "TEXT"}[_field_type(f)]
+            parser.add_argument(f"--{f.name}", default=f.default, metavar=metavar, help=text)
+    values = vars(parser.parse_args(argv))
+    for f in dataclasses.fields(kind):
+        if isinstance(values[f.name], str):
+            try:
+                values[f.name] = _field_type(f)(values[f.name])
+            except ValueError:
+                raise UserError(f"--{f.name} {values[f.name]}: must be {_describe(f)}") from None
+    return check(kind(**values))
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Call a script's `main`; bad input ends in one line on stderr and exit status 2."""
+    try:
+        main()
+    except UserError as error:
+        line = " ".join(str(error).split())
+        print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)
