@@ -1,0 +1,46 @@
+import pytest
+import torch
+from torch import nn
+
+from utils.ema import EMA, power_exponent
+
+
+@pytest.mark.parametrize("length", [0.01, 0.05, 0.1, 0.25])
+def test_the_profile_has_the_width_asked_for(length):
+    gamma = power_exponent(length)
+    t = torch.linspace(0, 1, 1_000_001, dtype=torch.float64)
+    weight = t**gamma / (t**gamma).sum()
+    mean = (weight * t).sum()
+    assert (weight * (t - mean) ** 2).sum().sqrt().item() == pytest.approx(length, rel=1e-3)
+
+
+def scalar(value):
+    net = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(net.weight, value)
+    return net
+
+
+def test_the_first_step_leaves_nothing_of_the_start():
+    ema = EMA(scalar(1e6), 0.1)
+    ema.update(scalar(2.0), step=1)
+    assert ema.model.weight.item() == 2.0
+
+
+def test_the_average_is_the_power_weighted_mean_of_the_past():
+    net, ema = scalar(0.0), EMA(scalar(0.0), 0.1)
+    values = torch.randn(400, dtype=torch.float64)
+    for step, value in enumerate(values, start=1):
+        nn.init.constant_(net.weight, value)
+        ema.update(net, step)
+    t = torch.arange(1, 401, dtype=torch.float64)
+    gamma = ema.exponent
+    weight = (t / 400) ** gamma - ((t - 1) / 400) ** gamma  # integral of t^(gamma - 1) a step
+    assert ema.model.weight.item() == pytest.approx((weight * values).sum().item(), abs=2e-2)
+    assert not ema.model.weight.requires_grad and not ema.model.training
+
+
+def test_a_constant_target_leaves_the_product_of_decays():
+    ema = EMA(scalar(1.0), 0.1)
+    for step in range(101, 151):
+        ema.update(scalar(0.0), step)
+    assert ema.model.weight.item() == pytest.approx((100 / 150) ** ema.exponent, rel=1e-4)

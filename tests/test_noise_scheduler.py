@@ -1,0 +1,62 @@
+import math
+
+import pytest
+import torch
+
+from config import SCHEDULES
+from utils.noise_scheduler import ALPHA_BARS, NoiseSchedule
+
+
+def test_every_schedule_of_the_flag_exists():
+    assert set(ALPHA_BARS) == set(SCHEDULES)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("timesteps", [2, 3, 10, 300, 1000])
+def test_alpha_bar_falls_from_clean_to_noise(name, timesteps):
+    schedule = NoiseSchedule(name, timesteps)
+    assert schedule.alpha_bar.dtype == torch.float64
+    assert schedule.alpha_bar.shape == (timesteps,)
+    assert (schedule.alpha_bar.diff() < 0).all() and (schedule.sigmas.diff() > 0).all()
+    assert 0 < schedule.alpha_bar[-1] and schedule.alpha_bar[0] < 1
+
+
+def test_cosine_is_the_formula_of_the_paper():
+    t = torch.arange(1, 300, dtype=torch.float64)  # the last beta is clipped
+    f = torch.cos((t / 300 + 0.008) / 1.008 * math.pi / 2) ** 2
+    expected = f / math.cos(0.008 / 1.008 * math.pi / 2) ** 2
+    torch.testing.assert_close(NoiseSchedule("cosine", 300).alpha_bar[:-1], expected)
+
+
+def test_linear_at_1000_has_the_betas_of_ho_et_al():
+    alpha_bar = NoiseSchedule("linear", 1000).alpha_bar
+    betas = 1 - alpha_bar[1:] / alpha_bar[:-1]
+    torch.testing.assert_close(1 - alpha_bar[0].item(), 1e-4)
+    torch.testing.assert_close(betas[-1].item(), 0.02)
+    torch.testing.assert_close(betas.diff(), betas.diff()[0].expand(998), atol=1e-12, rtol=0)
+
+
+def test_linear_ends_in_the_same_noise_for_any_length():
+    last = [NoiseSchedule("linear", n).alpha_bar[-1].log().item() for n in (300, 1000)]
+    assert abs(last[0] / last[1] - 1) < 0.02
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_t_to_sigma_and_back(name):
+    schedule = NoiseSchedule(name, 300)
+    t = torch.linspace(0, 299, 1001, dtype=torch.float64)
+    torch.testing.assert_close(schedule.t_at(schedule.sigma_at(t)), t, atol=1e-7, rtol=0)
+    whole = torch.arange(300)
+    torch.testing.assert_close(schedule.sigma_at(whole), schedule.sigmas)
+    outside = torch.tensor([schedule.sigmas[0] / 2, schedule.sigmas[-1] * 2])
+    assert schedule.t_at(outside).tolist() == [0, 299]
+
+
+@pytest.mark.parametrize("timesteps", [2, 7, 50])
+def test_sampling_sigmas_fall_strictly_from_the_first_level_to_zero(timesteps):
+    schedule = NoiseSchedule("cosine", timesteps)
+    for steps in range(1, timesteps + 1):
+        sigmas = schedule.sampling_sigmas(steps)
+        assert sigmas.shape == (steps + 1,) and (sigmas.diff() < 0).all()
+        assert sigmas[0] == schedule.sigmas[-1] and sigmas[-1] == 0
+        assert steps == 1 or sigmas[-2] == schedule.sigmas[0]

@@ -1,0 +1,83 @@
+"""Files: written whole or not at all, and pictures of others read with care."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from config import UserError
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace `path` by `data` in one step: a reader, or a crash, finds the old file or the new.
+
+    Raises UserError when the disk is full or the folder cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)  # the renaming itself must survive a power cut
+        os.close(folder)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+
+
+def writable_folder(path: Path) -> Path:
+    """Create a folder and make sure that files can be written there. Raises UserError if not."""
+    probe = Path(path) / f".probe{os.getpid()}"
+    try:
+        probe.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"output folder {path}: cannot be written: {error.strerror}") from None
+    return Path(path)
+
+
+def load_images(path: Path, flag: str) -> Tensor:
+    """uint8 (N, 1, H, W), N >= 2, of a folder of equally sized grey PNGs, a .npy, or a .npz.
+
+    A .npz holds the array `images` (or one array of any name). Raises UserError, naming `flag`.
+    """
+    try:
+        images = _read_folder(path, flag) if path.is_dir() else _read_array(path, flag)
+    except (OSError, ValueError, EOFError, SyntaxError, KeyError) as error:
+        raise UserError(f"{flag} {path}: cannot be read: {error}") from None
+    if images.ndim == 3:
+        images = images[:, None]
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 1 or len(images) < 2:
+        raise UserError(
+            f"{flag} {path}: holds {images.dtype} {images.shape},"
+            " must be uint8 (N, 1, H, W) with N >= 2"
+        )
+    return torch.from_numpy(np.ascontiguousarray(images))
+
+
+def _read_array(path: Path, flag: str) -> np.ndarray:
+    if not path.is_file():
+        raise UserError(f"{flag} {path}: no such file or folder")
+    loaded = np.load(path, allow_pickle=False)
+    if isinstance(loaded, np.ndarray):
+        return loaded
+    return loaded["images" if "images" in loaded or not loaded.files else loaded.files[0]]
+
+
+def _read_folder(path: Path, flag: str) -> np.ndarray:
+    files = sorted(path.glob("*.png"))
+    if not files:
+        raise UserError(f"{flag} {path}: a folder without PNG files")
+    arrays = [np.asarray(Image.open(file)) for file in files]
+    if len({array.shape for array in arrays}) > 1:
+        raise UserError(f"{flag} {path}: its images are not all of one size and kind")
+    return np.stack(arrays)

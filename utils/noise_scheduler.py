@@ -1,0 +1,78 @@
+"""The noise schedule in float64: how much signal and how much noise each timestep holds.
+
+Two views of the same noising are used. "Variance preserving" (VP), the one networks see:
+    x_t = sqrt(alpha_bar_t) * x_0 + sqrt(1 - alpha_bar_t) * eps     (Ho et al. 2020, eq. 4)
+and "variance exploding" (VE), the one samplers integrate in, because there the noise level
+sigma is the only variable (Karras et al. 2022, table 1):
+    x_t / sqrt(alpha_bar_t) = x_0 + sigma_t * eps,     sigma_t^2 = (1 - alpha_bar_t) / alpha_bar_t
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+
+
+def cosine_alpha_bar(timesteps: int) -> torch.Tensor:
+    """alpha_bar_t, t = 0..T-1, falling along a squared cosine (Nichol & Dhariwal 2021, eq. 17)."""
+    s = 0.008
+    u = torch.arange(timesteps + 1, dtype=torch.float64) / timesteps
+    f = torch.cos((u + s) / (1 + s) * math.pi / 2) ** 2
+    betas = (1 - f[1:] / f[:-1]).clamp(max=0.999)  # the paper's clip: alpha_bar stays above 0
+    return torch.cumprod(1 - betas, dim=0)
+
+
+def linear_alpha_bar(timesteps: int) -> torch.Tensor:
+    """alpha_bar_t, t = 0..T-1, for betas rising linearly (Ho et al. 2020, section 4).
+
+    Their 1e-4 to 0.02 are meant for T = 1000; betas scale with 1000 / T to end in the same noise.
+    """
+    scale = 1000 / timesteps
+    betas = torch.linspace(1e-4 * scale, 0.02 * scale, timesteps, dtype=torch.float64)
+    return torch.cumprod(1 - betas.clamp(max=0.999), dim=0)
+
+
+ALPHA_BARS: dict[str, Callable[[int], torch.Tensor]] = {
+    "cosine": cosine_alpha_bar,
+    "linear": linear_alpha_bar,
+}
+
+
+class NoiseSchedule:
+    """T noise levels, from nearly clean (t = 0) to nearly pure noise (t = T - 1).
+
+    Attributes:
+        timesteps: T.
+        alpha_bar: (T,) float64, strictly falling in (0, 1).
+        sigmas: (T,) float64, strictly rising; the VE noise levels.
+    """
+
+    def __init__(self, name: str, timesteps: int):
+        self.timesteps = timesteps
+        self.alpha_bar = ALPHA_BARS[name](timesteps)
+        self.sigmas = ((1 - self.alpha_bar) / self.alpha_bar).sqrt()
+        self._log_sigmas = self.sigmas.log()
+
+    def sigma_at(self, t: torch.Tensor) -> torch.Tensor:
+        """sigma of a possibly fractional timestep in [0, T - 1]; log-linear in between. float64."""
+        t = t.to(torch.float64)
+        low = t.floor().long().clamp(0, self.timesteps - 2)
+        return torch.lerp(self._log_sigmas[low], self._log_sigmas[low + 1], t - low).exp()
+
+    def t_at(self, sigma: torch.Tensor) -> torch.Tensor:
+        """The inverse of `sigma_at`: fractional timestep in [0, T - 1]; outside levels clamp."""
+        log_sigma = sigma.to(torch.float64).log()
+        high = torch.searchsorted(self._log_sigmas, log_sigma).clamp(1, self.timesteps - 1)
+        low_log, high_log = self._log_sigmas[high - 1], self._log_sigmas[high]
+        fraction = ((log_sigma - low_log) / (high_log - low_log)).clamp(0, 1)
+        return high - 1 + fraction
+
+    def sampling_sigmas(self, steps: int) -> torch.Tensor:
+        """(steps + 1,) float64: levels evenly spaced in t, sigma_{T-1} to sigma_0, then 0.
+
+        `steps` is 1 to T; each level is one the network was trained at, and none comes twice.
+        Every sampler spends its last call at sigma_0, the lowest level the network was trained at:
+        stopping higher leaves a veil of noise in pixels that should be black.
+        """
+        t = torch.linspace(self.timesteps - 1, 0, steps, dtype=torch.float64).round().long()
+        return torch.cat([self.sigmas[t], torch.zeros(1, dtype=torch.float64)])
