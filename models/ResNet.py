@@ -1,0 +1,37 @@
+"""ResNet noise predictor: residual blocks at one resolution, no U shape."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.layers import Conditioning, ResidualBlock, group_norm, zero_init
+
+
+class ResNet(nn.Module):
+    """A stack of residual blocks (He et al. 2016) that never changes resolution.
+
+    It sees the image as 2x2 blocks of pixels, 28x28x1 -> 14x14x4: nothing is lost, and every
+    convolution costs a quarter.
+
+    Args:
+        in_channels: image channels C.
+        width: channels of every block.
+        num_classes: 0, or the number of labels (label `num_classes` is then the null label).
+        depth: number of residual blocks.
+    """
+
+    def __init__(self, in_channels: int = 1, width: int = 96, num_classes: int = 0, depth: int = 7):
+        super().__init__()
+        self.num_classes = num_classes
+        self.condition = Conditioning(2 * width, num_classes)
+        self.stem = nn.Conv2d(4 * in_channels, width, 3, padding=1)
+        self.blocks = nn.ModuleList(ResidualBlock(width, width, 2 * width) for _ in range(depth))
+        self.norm = group_norm(width)
+        self.head = zero_init(nn.Conv2d(width, 4 * in_channels, 3, padding=1))
+
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """x_t (B, C, 28, 28), t (B,) in [0, T - 1], y (B,) labels or None -> (B, C, 28, 28)."""
+        c = self.condition(t, y)
+        h = self.stem(F.pixel_unshuffle(x_t, 2))  # (B, width, 14, 14)
+        for block in self.blocks:
+            h = block(h, c)
+        return F.pixel_shuffle(self.head(F.silu(self.norm(h))), 2)

@@ -1,0 +1,38 @@
+"""SimpleCNN noise predictor: a flat stack of convolutions, to be read in two minutes."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.layers import Conditioning, group_norm, scale_shift, zero_init
+
+
+class SimpleCNN(nn.Module):
+    """`depth` times (conv, norm, scale-shift by t and y, SiLU), nothing else.
+
+    It sees the image as 2x2 blocks of pixels, 28x28x1 -> 14x14x4, so that eight 3x3 convolutions
+    reach across it.
+
+    Args:
+        in_channels: image channels C.
+        width: channels of every layer.
+        num_classes: 0, or the number of labels (label `num_classes` is then the null label).
+        depth: number of layers between stem and head.
+    """
+
+    def __init__(self, in_channels: int = 1, width: int = 64, num_classes: int = 0, depth: int = 8):
+        super().__init__()
+        self.num_classes = num_classes
+        self.condition = Conditioning(2 * width, num_classes)
+        self.stem = nn.Conv2d(4 * in_channels, width, 3, padding=1)
+        self.convs = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(depth))
+        self.norms = nn.ModuleList(group_norm(width) for _ in range(depth))
+        self.films = nn.ModuleList(zero_init(nn.Linear(2 * width, 2 * width)) for _ in range(depth))
+        self.head = zero_init(nn.Conv2d(width, 4 * in_channels, 3, padding=1))
+
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """x_t (B, C, 28, 28), t (B,) in [0, T - 1], y (B,) labels or None -> (B, C, 28, 28)."""
+        c = self.condition(t, y)
+        h = self.stem(F.pixel_unshuffle(x_t, 2))  # (B, width, 14, 14)
+        for conv, norm, film in zip(self.convs, self.norms, self.films, strict=True):
+            h = F.silu(scale_shift(norm(conv(h)), film(c)))
+        return F.pixel_shuffle(self.head(h), 2)

@@ -1,0 +1,126 @@
+"""The diffusion process: noising, training loss, and a network turned into a denoiser.
+
+It owns no network and no sampler. The three meet in one line:
+
+    x = sample_ddim(diffusion.denoiser(net, labels, guidance), x, sigmas, noise)
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from config import UserError
+from utils.noise_scheduler import NoiseSchedule
+
+Denoiser = Callable[[Tensor, Tensor], Tensor]  # (x, sigma) -> x0_hat
+
+# What the network is asked for, given x_t = a * x0 + s * eps with a^2 + s^2 = 1:
+# the training target from (x0, eps, a, s), and the x0 it implies from (prediction, x_t, a, s).
+# v is from Salimans & Ho 2022, section 4.
+TARGETS = {
+    "eps": lambda x0, eps, a, s: eps,
+    "v": lambda x0, eps, a, s: a * eps - s * x0,
+    "x0": lambda x0, eps, a, s: x0,
+}
+TO_X0 = {
+    "eps": lambda pred, x_t, a, s: (x_t - s * pred) / a,
+    "v": lambda pred, x_t, a, s: a * x_t - s * pred,
+    "x0": lambda pred, x_t, a, s: pred,
+}
+# An error in the prediction times this power of the signal-to-noise ratio is the error in x0.
+X0_ERROR = {
+    "eps": lambda snr: 1 / snr,
+    "v": lambda snr: 1 / (snr + 1),
+    "x0": lambda snr: torch.ones_like(snr),
+}
+MIN_SNR_GAMMA = 5.0  # Hang et al. 2023, section 3.4
+WEIGHTINGS = {
+    "none": lambda snr, x0_error: torch.ones_like(snr),
+    "min_snr": lambda snr, x0_error: snr.clamp(max=MIN_SNR_GAMMA) * x0_error(snr),
+}
+
+
+class Diffusion:
+    """Gaussian diffusion with T levels (Ho et al. 2020) around any network.
+
+    A network is called as net(x_t, t, y): x_t (B, C, H, W) float32, variance preserving; t (B,)
+    float32 in [0, T - 1]; y (B,) int64 labels or None. It returns what `prediction` names, shaped
+    like x_t. Images are in [-1, 1].
+    """
+
+    def __init__(self, schedule: NoiseSchedule, prediction: str, weighting: str, device="cpu"):
+        self.schedule = schedule
+        self.target, self.to_x0 = TARGETS[prediction], TO_X0[prediction]
+        snr = schedule.alpha_bar / (1 - schedule.alpha_bar)
+        self.loss_weight = WEIGHTINGS[weighting](snr, X0_ERROR[prediction]).float().to(device)
+        self.sqrt_alpha_bar = schedule.alpha_bar.sqrt().float().to(device)
+        self.sqrt_one_minus_alpha_bar = (1 - schedule.alpha_bar).sqrt().float().to(device)
+
+    def loss(
+        self, net: nn.Module, x0: Tensor, y: Tensor | None, generator: torch.Generator
+    ) -> Tensor:
+        """Mean weighted squared error of the prediction (Ho et al. 2020, eq. 14), a scalar.
+
+        t is stratified: one draw from each of B equal slices of 0..T-1, so that every batch sees
+        all noise levels and the loss varies less from step to step. Still uniform over t.
+
+        An error that clamping x0_hat to [-1, 1] undoes is none: a black pixel (x0 = -1) may be
+        predicted blacker than black. Samplers clamp, so this is the error of what they use. Its
+        minimum is the posterior mean as before, for that never leaves [-1, 1]; but the network
+        need not hit -1 exactly, to a hundredth of the noise, in the four of five pixels that are
+        black.
+        """
+        batch, device = x0.shape[0], x0.device
+        u = torch.rand(batch, generator=generator, device=device)
+        slots = (torch.arange(batch, device=device) + u) / batch * self.schedule.timesteps
+        t = slots.long().clamp(max=self.schedule.timesteps - 1)
+        eps = torch.randn(x0.shape, generator=generator, device=device)
+        a = self.sqrt_alpha_bar[t].view(-1, 1, 1, 1)
+        s = self.sqrt_one_minus_alpha_bar[t].view(-1, 1, 1, 1)
+        x_t = a * x0 + s * eps
+        prediction = net(x_t, t.float(), y).float()
+        x0_hat = self.to_x0(prediction, x_t, a, s)
+        error = prediction - self.target(x0, eps, a, s)
+        error = error.masked_fill((x0.abs() == 1) & (x0_hat * x0 > 1), 0.0)
+        return (self.loss_weight[t] * error.square().mean(dim=(1, 2, 3))).mean()
+
+    def denoiser(
+        self, net: nn.Module, labels: Tensor | None = None, guidance: float = 1.0
+    ) -> Denoiser:
+        """The function D(x, sigma) -> x0_hat that samplers integrate.
+
+        x is (B, C, H, W), variance exploding (x0 + sigma * eps); sigma a 0-d float64 tensor.
+        x0_hat is clamped to [-1, 1], where images live (as in Ho et al. 2020's sampler).
+
+        Guidance (Ho & Salimans 2022) 1 is the conditional prediction and 0 the unconditional one,
+        one network call each; any other value blends both, run as one batch of 2B:
+        unconditional + guidance * (conditional - unconditional). Without labels it is unused.
+        """
+
+        def predict(x_t: Tensor, t: Tensor) -> Tensor:
+            if labels is None or guidance == 0:
+                return net(x_t, t, None)
+            if guidance == 1:
+                return net(x_t, t, labels)
+            both = torch.cat([labels, torch.full_like(labels, net.num_classes)])
+            conditional, unconditional = net(x_t.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
+            return unconditional + guidance * (conditional - unconditional)
+
+        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+            a = float((1 + sigma**2) ** -0.5)
+            s = float(sigma) * a
+            t = self.schedule.t_at(sigma).to(x).expand(x.shape[0])
+            x_t = x * a
+            return self.to_x0(predict(x_t, t), x_t, a, s).clamp(-1, 1)
+
+        return denoise
+
+
+def check_steps(flag_value: int | None, sampler: str, timesteps: int) -> int:
+    """Resolve --steps: 20 by default, T for ddpm. Raises UserError unless 1 <= steps <= T."""
+    if flag_value is None:
+        return timesteps if sampler == "ddpm" else min(20, timesteps)
+    if flag_value > timesteps:
+        raise UserError(f"--steps {flag_value}: must be an integer >= 1 and <= T = {timesteps}")
+    return flag_value

@@ -1,0 +1,78 @@
+"""The parts that the three networks share: conditioning on t and y, and the residual block."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def timestep_embedding(t: Tensor, dim: int) -> Tensor:
+    """Sines and cosines of t (B,) at `dim / 2` frequencies, 1 to 1/10,000 -> (B, dim).
+
+    Vaswani et al. 2017, section 3.5, as used for timesteps by Ho et al. 2020. `dim` is even.
+    """
+    frequencies = torch.exp(-math.log(10_000) * torch.linspace(0, 1, dim // 2, device=t.device))
+    angles = t.float()[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class Conditioning(nn.Module):
+    """Timestep and optional class label -> one vector (B, dim) that every block reads.
+
+    Label `num_classes` is the null label: "any class". Networks without labels have
+    num_classes = 0 and take y = None only.
+    """
+
+    def __init__(self, dim: int, num_classes: int = 0):
+        super().__init__()
+        self.num_classes = num_classes
+        self.mlp = nn.Sequential(nn.Linear(64, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.label = nn.Embedding(num_classes + 1, dim) if num_classes else None
+
+    def forward(self, t: Tensor, y: Tensor | None) -> Tensor:
+        """Raises ValueError when labels are given to a network that has none."""
+        c = self.mlp(timestep_embedding(t, 64))
+        if self.label is not None:
+            c = c + self.label(torch.full_like(t, self.num_classes).long() if y is None else y)
+        elif y is not None:
+            raise ValueError("this network is unconditional: y must be None")
+        return F.silu(c)
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Group norm with 8 groups, or as many as divide `channels`."""
+    return nn.GroupNorm(math.gcd(8, channels), channels)
+
+
+def zero_init(layer: nn.Module) -> nn.Module:
+    """Start a layer at zero, so that its branch begins as a no-op."""
+    for p in layer.parameters():
+        nn.init.zeros_(p)
+    return layer
+
+
+def scale_shift(h: Tensor, c: Tensor) -> Tensor:
+    """Modulate h (B, C, H, W) by c (B, 2C): h * (1 + scale) + shift (Perez et al. 2018)."""
+    scale, shift = c[:, :, None, None].chunk(2, dim=1)
+    return torch.addcmul(shift, h, scale + 1)
+
+
+class ResidualBlock(nn.Module):
+    """norm, SiLU, conv, norm, scale-shift by the condition, SiLU, zero conv; plus the input."""
+
+    def __init__(self, in_channels: int, out_channels: int, cond_dim: int):
+        super().__init__()
+        self.norm1 = group_norm(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = group_norm(out_channels)
+        self.condition = zero_init(nn.Linear(cond_dim, 2 * out_channels))
+        self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        same = in_channels == out_channels
+        self.shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """x (B, C_in, H, W), c (B, cond_dim) -> (B, C_out, H, W)."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = F.silu(scale_shift(self.norm2(h), self.condition(c)))
+        return self.shortcut(x) + self.conv2(h)

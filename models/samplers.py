@@ -1,0 +1,117 @@
+"""Samplers: integrate a denoiser from pure noise to an image. One screen each, one signature.
+
+    sample(denoise, x, sigmas, noise) -> x0
+
+    denoise  D(x, sigma) -> x0_hat, see `Diffusion.denoiser`
+    x        (B, C, H, W) start: x0 + sigmas[0] * eps; in practice `sigmas[0] * eps` alone
+    sigmas   (steps + 1,) float64, falling, the last one 0
+    noise    noise() -> (B, C, H, W) standard normal; only stochastic samplers draw it
+
+All work in variance-exploding coordinates x = x0 + sigma * eps, where the probability flow is
+dx/dsigma = (x - D(x, sigma)) / sigma (Karras et al. 2022, eq. 1 and 3), and all end on the value
+of D at the last noise level. One step is one network call.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from config import IMAGE_SIZE
+from config import SAMPLERS as SAMPLER_NAMES
+from models.diffusion import Denoiser, Diffusion, check_steps
+from utils.data_loader import to_uint8
+from utils.device import seeded_generator
+
+Noise = Callable[[], Tensor]
+
+
+def sample_ddim(
+    denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise, eta: float = 0.0
+) -> Tensor:
+    """DDIM (Song et al. 2021, eq. 12 and 16). eta 0 is deterministic, eta 1 is DDPM.
+
+    In these coordinates eta = 0 is Euler's method on the probability flow.
+    """
+    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+        x0_hat = denoise(x, sigma)
+        # eq. 16 in terms of sigma: posterior variance of x_next given x and x0
+        sigma_up = eta * sigma_next * (1 - (sigma_next / sigma) ** 2).sqrt()
+        sigma_down = (sigma_next**2 - sigma_up**2).sqrt()
+        x = x0_hat + float(sigma_down / sigma) * (x - x0_hat)
+        if sigma_up > 0:
+            x = x + float(sigma_up) * noise()
+    return x
+
+
+def sample_ddpm(denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Tensor:
+    """Ancestral sampling with the posterior variance (Ho et al. 2020, algorithm 2, eq. 6-7)."""
+    return sample_ddim(denoise, x, sigmas, noise, eta=1.0)
+
+
+def sample_dpmpp_2m(denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Tensor:
+    """DPM-Solver++(2M), deterministic, second order (Lu et al. 2022b, algorithm 2).
+
+    Each step extrapolates the denoised image from the last two in log sigma. The first step has
+    no past and the last has infinite length in log sigma: both are plain DDIM steps.
+    """
+    previous, last_step = None, None
+    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+        x0_hat = denoise(x, sigma)
+        step = (sigma / sigma_next).log()  # h_i; lambda = -log sigma in these coordinates
+        target = x0_hat
+        if previous is not None and sigma_next > 0:
+            target = x0_hat + float(step / last_step / 2) * (x0_hat - previous)  # 1 / (2 r_i)
+        x = target + float(sigma_next / sigma) * (x - target)
+        previous, last_step = x0_hat, step
+    return x
+
+
+SAMPLERS = dict(zip(SAMPLER_NAMES, (sample_dpmpp_2m, sample_ddim, sample_ddpm), strict=True))
+
+
+class ImageNoise:
+    """Standard normal noise with a generator of its own for every image.
+
+    Image k of a seed draws the same numbers whatever the batch size, and whichever its neighbours.
+    """
+
+    def __init__(self, seed: int, numbers: range, shape: tuple[int, ...], device: torch.device):
+        self.generators = [seeded_generator(seed, k) for k in numbers]
+        self.shape, self.device = shape, device
+
+    def __call__(self) -> Tensor:
+        """(len(numbers), *shape) float32."""
+        draws = [torch.randn(self.shape, generator=g) for g in self.generators]
+        return torch.stack(draws).to(self.device)
+
+
+@torch.inference_mode()
+def sample_images(
+    diffusion: Diffusion,
+    net: nn.Module,
+    count: int,
+    *,
+    sampler: str = "dpmpp_2m",
+    steps: int | None = None,
+    seed: int = 0,
+    labels: Tensor | None = None,
+    guidance: float = 1.0,
+    batch_size: int = 250,
+    watch: Callable[[Denoiser], Denoiser] = lambda denoise: denoise,
+) -> Iterator[Tensor]:
+    """Draw images 0..count-1 of `seed`, in batches (B, 1, 28, 28) uint8 on the CPU.
+
+    labels: (count,) int64, or None for an unconditional draw. `watch` may wrap the denoiser, to
+    record the path. Raises UserError when `steps` is more than T.
+    """
+    device = next(net.parameters()).device
+    steps = check_steps(steps, sampler, diffusion.schedule.timesteps)
+    sigmas = diffusion.schedule.sampling_sigmas(steps)
+    for start in range(0, count, batch_size):
+        numbers = range(start, min(start + batch_size, count))
+        y = None if labels is None else labels[numbers.start : numbers.stop].to(device)
+        denoise = watch(diffusion.denoiser(net, y, guidance))
+        noise = ImageNoise(seed, numbers, (1, IMAGE_SIZE, IMAGE_SIZE), device)
+        x = noise() * float((1 + sigmas[0] ** 2).sqrt())  # x0 is unknown: give it unit variance
+        yield to_uint8(SAMPLERS[sampler](denoise, x, sigmas, noise)).cpu()

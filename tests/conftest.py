@@ -1,0 +1,64 @@
+"""Shared by the tests: a folder of their own, the scripts' command lines, a tiny trained model."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from config import TrainConfig, run
+from models import build_model
+from utils.checkpoint import save_checkpoint
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    """Every test runs in an empty folder, so that nothing of the project's own is touched."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys):
+    """cli("generate", "--steps", 3) -> (exit status, stdout, stderr), as from the shell."""
+
+    def call(script: str, *arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            run(importlib.import_module(script).main)
+        return end.value.code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def refuses(cli):
+    """Check that a command ends in one line on stderr, holding all `words`, and status 2."""
+
+    def check(script: str, *arguments, words: tuple[str, ...] = ()) -> None:
+        status, _, stderr = cli(script, *arguments)
+        assert status == 2, stderr
+        assert stderr.count("\n") == 1 and "Traceback" not in stderr, stderr
+        for word in words:
+            assert word in stderr, (word, stderr)
+
+    return check
+
+
+@pytest.fixture
+def tiny_checkpoint(own_folder):
+    """A function that writes an untrained tiny model and returns its path."""
+
+    def make(name: str = "tiny.pth", **settings) -> Path:
+        cfg = TrainConfig(**{"width": 8, "timesteps": 20, "dataset": "synthetic", **settings})
+        torch.manual_seed(0)
+        weights = build_model(cfg).state_dict()
+        path = own_folder / name
+        save_checkpoint(path, {"config": vars(cfg), "ema": weights})
+        return path
+
+    return make

@@ -1,0 +1,83 @@
+import dataclasses
+
+import pytest
+
+from config import EvalConfig, SampleConfig, TrainConfig, UserError, check, from_dict, parse
+
+INF = float("inf")
+
+
+def test_the_defaults_are_allowed():
+    for kind in (TrainConfig, SampleConfig, EvalConfig):
+        assert check(kind()) == kind() == parse(kind, "", [])
+
+
+def test_the_experiment_name_is_made_of_the_settings():
+    cfg = TrainConfig(epochs=200, lr=1e-4)
+    assert cfg.experiment() == "diffusion_model_unet_200epochs_300timesteps_0.0001lr"
+    assert TrainConfig(experiment_name="mine").experiment() == "mine"
+
+
+def test_configs_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TrainConfig().epochs = 3
+
+
+def test_a_config_survives_the_way_through_a_dict():
+    cfg = TrainConfig(model_type="cnn", width=32, max_minutes=3)
+    assert from_dict(TrainConfig, dataclasses.asdict(cfg)) == cfg
+
+
+@pytest.mark.parametrize("values", [{"colour": 1}, {"epochs": "3"}, {"width": 10**9}, [], None])
+def test_a_config_from_a_file_is_checked(values):
+    with pytest.raises(UserError):
+        from_dict(TrainConfig, values)
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("epochs", 0),
+        ("epochs", True),
+        ("epochs", 1.0),
+        ("lr", float("nan")),
+        ("lr", INF),
+        ("lr", 0.0),
+        ("timesteps", 1),
+        ("batch_size", -1),
+        ("ema_length", 0.3),
+        ("max_minutes", 0.0),
+        ("model_type", "vit"),
+        ("experiment_name", "a/b"),
+        ("experiment_name", ".."),
+        ("experiment_name", ""),
+    ],
+)
+def test_bad_values_are_named(field, value):
+    with pytest.raises(UserError, match=f"--{field} ") as error:
+        check(dataclasses.replace(TrainConfig(), **{field: value}))
+    assert "must be" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["--epochs", "0"], ("--epochs 0", "an integer >= 1")),
+        (["--epochs", "two"], ("--epochs two", "an integer >= 1")),
+        (["--lr", "nan"], ("--lr nan", "a number > 0 and <= 1")),
+        (["--timesteps", "1"], ("--timesteps 1", ">= 2")),
+        (["--model_type", "gan"], ("--model_type gan", "unet, cnn, resnet")),
+        (["--experiment_name", "../x"], ("--experiment_name", "plain folder name")),
+        (["--colour", "red"], ("--colour",)),
+        (["--epochs"], ("--epochs", "expected one argument")),
+    ],
+)
+def test_bad_flags_of_main(refuses, own_folder, argv, words):
+    refuses("main", *argv, words=words)
+    assert not list(own_folder.iterdir())
+
+
+@pytest.mark.parametrize("script", ["main", "generate", "validation", "classifier"])
+def test_help_shows_every_flag(cli, script):
+    status, stdout, _ = cli(script, "--help")
+    assert status == 0 and "--seed" in stdout and "--device" in stdout

@@ -1,0 +1,134 @@
+import pytest
+import torch
+
+from config import PREDICTIONS, WEIGHTINGS, UserError
+from models import diffusion as D
+from models.diffusion import Diffusion, check_steps
+from utils.noise_scheduler import NoiseSchedule
+
+SCHEDULE = NoiseSchedule("cosine", 50)
+
+
+def make(prediction="v", weighting="none"):
+    return Diffusion(SCHEDULE, prediction, weighting)
+
+
+def gen(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+class Labelled(torch.nn.Module):
+    """Predicts its label everywhere, and counts its calls; the null label is 10."""
+
+    num_classes = 10
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def forward(self, x, t, y=None):
+        y = torch.full((len(x),), 10) if y is None else y
+        self.calls.append(len(x))
+        return y.float().view(-1, 1, 1, 1).expand_as(x) / 20
+
+
+def test_every_name_of_the_flags_exists():
+    assert set(D.TARGETS) == set(D.TO_X0) == set(D.X0_ERROR) == set(PREDICTIONS)
+    assert set(D.WEIGHTINGS) == set(WEIGHTINGS)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_target_and_back_is_the_image(prediction):
+    x0, eps = torch.randn(2, 50, 1, 8, 8, generator=gen(), dtype=torch.float64)
+    a = SCHEDULE.alpha_bar.sqrt().view(-1, 1, 1, 1)
+    s = (1 - SCHEDULE.alpha_bar).sqrt().view(-1, 1, 1, 1)
+    x_t = a * x0 + s * eps
+    target = D.TARGETS[prediction](x0, eps, a, s)
+    torch.testing.assert_close(D.TO_X0[prediction](target, x_t, a, s), x0)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_min_snr_weights_the_x0_error_by_the_clamped_snr(prediction):
+    """The weight on any prediction's error is min(SNR, 5) on the error in x0 that it causes."""
+    x0, eps, wrong = torch.randn(3, 50, 1, 8, 8, generator=gen(), dtype=torch.float64)
+    a = SCHEDULE.alpha_bar.sqrt().view(-1, 1, 1, 1)
+    s = (1 - SCHEDULE.alpha_bar).sqrt().view(-1, 1, 1, 1)
+    target = D.TARGETS[prediction](x0, eps, a, s)
+    x0_hat = D.TO_X0[prediction](target + wrong, a * x0 + s * eps, a, s)
+    snr = SCHEDULE.alpha_bar / (1 - SCHEDULE.alpha_bar)
+    expected = snr.clamp(max=5) * (x0_hat - x0).square().mean(dim=(1, 2, 3))
+    weighted = make(prediction, "min_snr").loss_weight * wrong.square().mean(dim=(1, 2, 3))
+    torch.testing.assert_close(weighted, expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_the_loss_of_a_network_that_knows_the_answer_is_zero(prediction, weighting):
+    x0 = torch.randn(64, 1, 8, 8, generator=gen())
+    diffusion = make(prediction, weighting)
+
+    def oracle(x_t, t, y):
+        a = diffusion.sqrt_alpha_bar[t.long()].view(-1, 1, 1, 1)
+        s = diffusion.sqrt_one_minus_alpha_bar[t.long()].view(-1, 1, 1, 1)
+        return diffusion.target(x0, (x_t - a * x0) / s, a, s)
+
+    assert diffusion.loss(oracle, x0, None, gen()) < 1e-6
+    blind = diffusion.loss(lambda x_t, t, y: torch.zeros_like(x_t), x0, None, gen())
+    assert blind > 0.1
+
+
+def test_timesteps_are_stratified_and_uniform():
+    seen = []
+
+    def net(x_t, t, y):
+        seen.append(t)
+        return x_t
+
+    for seed in range(20):
+        make().loss(net, torch.zeros(100, 1, 4, 4), None, gen(seed))
+    for t in seen:  # 100 images, 50 levels: two of each, whatever the draw
+        assert (torch.bincount(t.long(), minlength=50) == 2).all()
+
+
+def test_the_denoiser_of_an_oracle_is_exact():
+    x0 = torch.rand(3, 1, 8, 8, generator=gen()) * 2 - 1
+    eps = torch.randn(3, 1, 8, 8, generator=gen(1))
+    diffusion = make("v")
+    for t in (0, 20, 49):
+        a, s = diffusion.sqrt_alpha_bar[t], diffusion.sqrt_one_minus_alpha_bar[t]
+
+        def oracle(x_t, t_in, y, t=t, a=a, s=s):
+            torch.testing.assert_close(t_in, torch.full((3,), float(t)))
+            torch.testing.assert_close(x_t, a * x0 + s * eps, atol=1e-4, rtol=1e-4)
+            return a * eps - s * x0
+
+        sigma = SCHEDULE.sigmas[t]
+        x0_hat = diffusion.denoiser(oracle)(x0 + float(sigma) * eps, sigma)
+        torch.testing.assert_close(x0_hat, x0, atol=2e-3, rtol=0)
+
+
+def test_guidance_1_is_conditional_and_0_unconditional_with_one_call():
+    labels, x, sigma = torch.tensor([3, 7]), torch.zeros(2, 1, 4, 4), SCHEDULE.sigmas[5]
+    diffusion = make("x0")
+    for guidance, expected in ((1, [0.15, 0.35]), (0, [0.5, 0.5])):
+        net = Labelled()
+        x0_hat = diffusion.denoiser(net, labels, guidance)(x, sigma)
+        torch.testing.assert_close(x0_hat[:, 0, 0, 0], torch.tensor(expected))
+        assert net.calls == [2]
+
+
+def test_other_guidance_extrapolates_in_one_batch_of_both():
+    net, labels = Labelled(), torch.tensor([3, 7])
+    denoise = make("x0").denoiser(net, labels, guidance=2.0)
+    x0_hat = denoise(torch.zeros(2, 1, 4, 4), SCHEDULE.sigmas[5])
+    torch.testing.assert_close(x0_hat[:, 0, 0, 0], torch.tensor([-0.2, 0.2]))
+    assert net.calls == [4]
+
+
+def test_steps_default_and_limit():
+    assert check_steps(None, "ddpm", 300) == 300
+    assert check_steps(None, "ddim", 300) == 20
+    assert check_steps(None, "ddim", 7) == 7
+    assert check_steps(300, "ddim", 300) == 300
+    with pytest.raises(UserError, match="--steps 301"):
+        check_steps(301, "ddim", 300)

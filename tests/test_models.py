@@ -1,0 +1,76 @@
+import pytest
+import torch
+
+from config import MODEL_TYPES, TrainConfig
+from models import build_model
+from models.layers import timestep_embedding
+
+
+def busy(cfg):
+    """A network whose zero-initialised layers have been woken up."""
+    torch.manual_seed(0)
+    net = build_model(cfg)
+    for p in net.parameters():
+        if not p.any():
+            torch.nn.init.normal_(p, std=0.1)
+    return net
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(3, 1, 28, 28, generator=generator), torch.tensor([0.0, 5.5, 299.0])
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("width", [4, 20, 32])
+def test_any_width_predicts_zero_at_first(model_type, width, batch):
+    net = build_model(TrainConfig(model_type=model_type, width=width))
+    out = net(*batch)
+    assert out.shape == batch[0].shape and not out.any()
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_the_prediction_depends_on_t(model_type, batch):
+    net = busy(TrainConfig(model_type=model_type, width=16))
+    x, t = batch
+    assert (net(x, t) - net(x, t + 30)).abs().mean() > 1e-3
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_labels_and_the_null_label(model_type, batch):
+    net = busy(TrainConfig(model_type=model_type, width=16, class_conditional=True))
+    x, t = batch
+    null = torch.full((3,), net.num_classes)
+    torch.testing.assert_close(net(x, t, None), net(x, t, null))
+    assert (net(x, t, torch.tensor([1, 1, 1])) - net(x, t, null)).abs().mean() > 1e-3
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_an_unconditional_network_takes_no_label(model_type, batch):
+    net = build_model(TrainConfig(model_type=model_type, width=16))
+    with pytest.raises(ValueError, match="unconditional"):
+        net(*batch, torch.tensor([1, 2, 3]))
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_every_pixel_can_see_every_other(model_type):
+    """A corner of the output must depend on the far corner of the input."""
+    net = busy(TrainConfig(model_type=model_type, width=16))
+    x = torch.randn(1, 1, 28, 28, requires_grad=True)
+    net(x, torch.tensor([10.0]))[0, 0, 0, 0].backward()
+    assert x.grad[0, 0, -2:, -2:].abs().max() > 0
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_every_parameter_learns(model_type, batch):
+    net = busy(TrainConfig(model_type=model_type, width=16, class_conditional=True))
+    net(*batch, torch.tensor([1, 2, 10])).square().mean().backward()
+    assert all(p.grad is not None and p.grad.any() for p in net.parameters())
+
+
+def test_timestep_embedding_tells_neighbours_apart():
+    e = timestep_embedding(torch.arange(300.0), 64)
+    assert e.shape == (300, 64)
+    distance = torch.cdist(e, e) + torch.eye(300) * 9
+    assert distance.min() > 0.1

@@ -1,0 +1,127 @@
+import math
+
+import pytest
+import torch
+
+from config import TrainConfig
+from models import build_diffusion, build_model
+from models.samplers import (
+    SAMPLERS,
+    ImageNoise,
+    sample_ddim,
+    sample_ddpm,
+    sample_dpmpp_2m,
+    sample_images,
+)
+from utils.noise_scheduler import NoiseSchedule
+
+MU, S = 0.3, 0.5
+
+
+def gaussian(x, sigma):
+    """The ideal denoiser of data ~ N(MU, S^2)."""
+    return (S**2 * x + sigma**2 * MU) / (S**2 + sigma**2)
+
+
+def flow_error(sampler, steps):
+    """Distance to the exact end of the probability flow from sigma 10 to 0.1."""
+    sigmas = torch.logspace(1, -1, steps + 1, dtype=torch.float64)
+    x = torch.linspace(-20, 20, 9, dtype=torch.float64)
+    scale = math.sqrt((S**2 + 0.1**2) / (S**2 + 10**2))
+    return (sampler(gaussian, x, sigmas, None) - (MU + scale * (x - MU))).abs().max().item()
+
+
+@pytest.mark.parametrize("sampler, ratio", [(sample_ddim, 1.9), (sample_dpmpp_2m, 3.8)])
+def test_order_of_accuracy(sampler, ratio):
+    errors = [flow_error(sampler, steps) for steps in (40, 80, 160)]
+    assert errors[0] / errors[1] > ratio and errors[1] / errors[2] > ratio
+    assert errors[2] < 0.02
+
+
+def test_ddim_is_the_textbook_formula():
+    """Song et al. 2021, eq. 12, in variance-preserving coordinates, for any eta."""
+    schedule = NoiseSchedule("linear", 100)
+    a_t, a_next = schedule.alpha_bar[60], schedule.alpha_bar[40]
+    sigmas = torch.stack([schedule.sigmas[60], schedule.sigmas[40]])
+    x_t, z = torch.randn(2, 5, 1, 4, 4, dtype=torch.float64)
+    for eta in (0.0, 0.5, 1.0):
+        x0 = gaussian(x_t / a_t.sqrt(), sigmas[0])
+        eps = (x_t - a_t.sqrt() * x0) / (1 - a_t).sqrt()
+        up = eta * ((1 - a_next) / (1 - a_t) * (1 - a_t / a_next)).sqrt()
+        expected = a_next.sqrt() * x0 + (1 - a_next - up**2).sqrt() * eps + up * z
+        got = sample_ddim(gaussian, x_t / a_t.sqrt(), sigmas, lambda: z, eta)
+        torch.testing.assert_close(got * a_next.sqrt(), expected)
+
+
+def test_ddpm_draws_from_the_posterior_of_ho_et_al():
+    """Mean and variance of q(x_{t-1} | x_t, x0), Ho et al. 2020, eq. 6-7."""
+    schedule = NoiseSchedule("cosine", 100)
+    a_t, a_prev = schedule.alpha_bar[50], schedule.alpha_bar[49]
+    beta = 1 - a_t / a_prev
+    x_t = torch.randn(6, dtype=torch.float64)
+    x0 = gaussian(x_t / a_t.sqrt(), schedule.sigmas[50])
+    mean = a_prev.sqrt() * beta / (1 - a_t) * x0
+    mean = mean + (1 - beta).sqrt() * (1 - a_prev) / (1 - a_t) * x_t
+    deviation = ((1 - a_prev) / (1 - a_t) * beta).sqrt()
+    sigmas = schedule.sigmas[[50, 49]]
+    for z in (0.0, 1.0, -2.0):
+        noise = torch.full_like(x_t, z)
+        got = sample_ddpm(gaussian, x_t / a_t.sqrt(), sigmas, lambda noise=noise: noise)
+        torch.testing.assert_close(got * a_prev.sqrt(), mean + deviation * z)
+
+
+def test_ddpm_of_the_ideal_denoiser_gives_the_data_distribution():
+    generator = torch.Generator().manual_seed(0)
+    sigmas = NoiseSchedule("cosine", 100).sampling_sigmas(100)
+
+    def noise():
+        return torch.randn(50_000, generator=generator, dtype=torch.float64)
+
+    x = sample_ddpm(gaussian, noise() * (1 + sigmas[0] ** 2).sqrt(), sigmas, noise)
+    assert abs(x.mean() - MU) < 0.01 and abs(x.std() - S) < 0.02
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_one_call_a_step_and_the_last_value_is_returned(name):
+    calls = []
+
+    def denoise(x, sigma):
+        calls.append(float(sigma))
+        return torch.full_like(x, 0.25)
+
+    sigmas = NoiseSchedule("cosine", 30).sampling_sigmas(7)
+    x = SAMPLERS[name](denoise, torch.randn(2, 1, 4, 4), sigmas, lambda: torch.zeros(2, 1, 4, 4))
+    assert calls == sigmas[:-1].tolist()
+    torch.testing.assert_close(x, torch.full_like(x, 0.25))
+
+
+def test_noise_of_an_image_depends_on_seed_and_number_alone():
+    def draw(seed, numbers):
+        noise = ImageNoise(seed, numbers, (1, 4, 4), torch.device("cpu"))
+        return torch.stack([noise(), noise()], dim=1)
+
+    whole = draw(5, range(7))
+    assert torch.equal(whole[3:5], draw(5, range(3, 5)))
+    assert not torch.equal(whole[0], draw(6, range(1))[0])
+    assert not torch.equal(draw(0, range(2))[1], draw(1, range(1))[0])
+    assert len({row.sum().item() for row in whole.flatten(0, 1)}) == 14
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_an_image_is_the_same_at_any_batch_size(name):
+    cfg = TrainConfig(width=8, timesteps=12)
+    torch.manual_seed(1)
+    net = build_model(cfg)
+    torch.nn.init.normal_(net.head.weight, std=0.1)  # a network that does something
+    diffusion = build_diffusion(cfg)
+
+    def draw(batch_size, count=9):
+        options = {"sampler": name, "steps": 6, "seed": 3, "batch_size": batch_size}
+        return torch.cat(list(sample_images(diffusion, net, count, **options)))
+
+    whole = draw(9)
+    assert whole.shape == (9, 1, 28, 28) and whole.dtype == torch.uint8
+    assert whole.float().std() > 10
+    for other in (draw(1), draw(7), draw(7, count=8)):
+        # convolution kernels may round differently by batch size: at most one grey level
+        assert (whole[: len(other)].int() - other.int()).abs().max() <= 1
