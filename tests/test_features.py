@@ -1,0 +1,111 @@
+import pytest
+import torch
+
+from config import UserError
+from utils import features
+from utils.features import MNISTFeatures, cached_features, extract, load_features
+from utils.synthetic import synthetic_digits
+
+
+class Counting:
+    """The mean of each row of pixels, and how many images it was asked about."""
+
+    name, dim, version, batch_size = "counting", 28, "abc", 40
+
+    def __init__(self):
+        self.seen = 0
+
+    def __call__(self, images):
+        self.seen += len(images)
+        return images.float().mean(dim=(1, 3))
+
+
+@pytest.fixture
+def images():
+    return torch.randint(0, 256, (60, 1, 28, 28), dtype=torch.uint8)
+
+
+def test_the_shipped_classifier_reads_digits():
+    network = MNISTFeatures()
+    digits, labels = synthetic_digits(500, seed=9)
+    assert network(digits).shape == (500, 128) and network(digits).dtype == torch.float32
+    logits = network.net(digits.float() / 255)[1]
+    assert (logits.argmax(1) == labels).float().mean() > 0.8  # printed digits, never seen
+
+
+def test_features_do_not_depend_on_the_batch(images):
+    network = MNISTFeatures()
+    torch.testing.assert_close(network(images)[:7], network(images[:7]), atol=1e-4, rtol=1e-4)
+
+
+def test_a_changed_classifier_file_is_refused(own_folder, monkeypatch):
+    copy = own_folder / "classifier.pth"
+    data = bytearray(features.CLASSIFIER_PATH.read_bytes())
+    data[5000] ^= 1
+    copy.write_bytes(data)
+    monkeypatch.setattr(features, "CLASSIFIER_PATH", copy)
+    with pytest.raises(UserError, match="SHA-256"):
+        MNISTFeatures()
+    copy.unlink()
+    with pytest.raises(UserError, match="missing"):
+        MNISTFeatures()
+
+
+def test_features_are_computed_once_and_read_back(images):
+    network = Counting()
+    first = cached_features(network, images, "x")
+    assert network.seen == 60 and torch.equal(first, network(images))
+    network.seen = 0
+    assert torch.equal(cached_features(network, images, "x"), first) and network.seen == 0
+    cached_features(network, images.flip(0), "x")
+    assert network.seen == 60
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda d: d[:-4], lambda d: d[:50] + b"!" + d[51:], lambda d: b""]
+)
+def test_a_corrupt_cache_is_rebuilt(own_folder, images, damage):
+    network = Counting()
+    first = cached_features(network, images, "x")
+    (path,) = features.CACHE.glob("*.features")
+    good = path.read_bytes()
+    path.write_bytes(damage(good))
+    network.seen = 0
+    assert torch.equal(cached_features(network, images, "x"), first) and network.seen == 60
+    assert path.read_bytes() == good
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_network_that_gives_nan_is_refused(images, bad):
+    network = Counting()
+    network.__class__ = type("Bad", (Counting,), {"__call__": lambda self, x: x[:, 0, 0] * bad})
+    with pytest.raises(UserError, match="NaN"):
+        extract(network, images.split(10), 60, "x")
+    with pytest.raises(UserError, match="NaN"):
+        cached_features(network, images, "x")
+    assert not features.CACHE.exists()
+
+
+def test_inception_weights_that_cannot_be_had(monkeypatch):
+    import pytorch_fid.inception
+
+    def offline(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr(pytorch_fid.inception, "load_state_dict_from_url", offline)
+    with pytest.raises(UserError, match="inception.*no network"):
+        load_features("inception", 768)
+
+
+def test_an_inception_layer(monkeypatch, images):
+    """With random weights, as the real ones are a download."""
+    import pytorch_fid.inception as module
+
+    def random_weights():
+        options = {"num_classes": 1008, "aux_logits": False, "weights": None}
+        return module._inception_v3(**options, init_weights=False)
+
+    monkeypatch.setattr(module, "fid_inception_v3", random_weights)
+    network = load_features("inception", 64)
+    assert network(images[:2]).shape == (2, 64) and network.name == "inception-64"
+    assert network.version != load_features("inception", 64).version
