@@ -1,0 +1,222 @@
+"""Train a diffusion model: `python main.py`. Running the same command again resumes.
+
+Writes checkpoints/<experiment>/, outputs/<experiment>/ (loss curve, sample grids) and
+runs/<experiment>/ (`tensorboard --logdir runs`).
+"""
+
+import dataclasses
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from config import TrainConfig, UserError, parse, run
+from models import build_diffusion, build_model
+from models.samplers import sample_images
+from utils.checkpoint import (
+    list_checkpoints,
+    load_checkpoint,
+    load_weights,
+    prune_checkpoints,
+    save_checkpoint,
+)
+from utils.data_loader import epoch_batches, load_dataset, to_model_range
+from utils.device import autocast, pick_device
+from utils.ema import EMA
+from utils.files import writable_folder
+from utils.tensorboard_logger import TensorBoardLogger
+from utils.visualization import make_grid, plot_loss, plot_schedule, save_figure, save_png
+
+LOG_EVERY = 50  # optimizer steps
+MAY_CHANGE = {"data_dir", "device", "save_every", "keep", "sample_every", "epochs", "max_minutes"}
+
+
+def learning_rate(peak: float, progress: float) -> float:
+    """Warm up over the first 2 % of the run, hold, fall linearly to 0 over the last 60 %."""
+    return peak * min(1.0, (progress + 1e-3) / 0.02, (1 - progress) / 0.6)
+
+
+class Trainer:
+    """Everything that changes while training, and so everything that a checkpoint holds."""
+
+    def __init__(self, cfg: TrainConfig, count: int, device: torch.device, folder: Path):
+        torch.manual_seed(cfg.seed)
+        self.cfg, self.device, self.folder = cfg, device, folder
+        self.net = build_model(cfg).to(device, memory_format=torch.channels_last)
+        self.compiled = torch.compile(self.net) if cfg.compile else self.net
+        self.ema = EMA(self.net, cfg.ema_length)
+        self.diffusion = build_diffusion(cfg, device)
+        self.optimizer = torch.optim.AdamW(
+            self.net.parameters(),
+            betas=(0.9, 0.99),
+            weight_decay=cfg.weight_decay,
+            fused=device.type in ("cpu", "cuda"),
+        )
+        self.generator = torch.Generator(device).manual_seed(cfg.seed)
+        self.steps_per_epoch = count // min(cfg.batch_size, count)
+        self.step, self.minutes = 0, 0.0
+        self.history: dict[str, list] = {"step": [], "loss": []}
+
+    @property
+    def progress(self) -> float:
+        """The share of the run that is done: of its steps or of its minutes, whichever is more."""
+        by_steps = self.step / (self.cfg.epochs * self.steps_per_epoch)
+        return max(by_steps, self.minutes / self.cfg.max_minutes if self.cfg.max_minutes else 0.0)
+
+    def train_step(self, x0: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
+        """One optimizer step; returns loss and gradient norm, still on the device."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.cfg.lr, self.progress)
+        with autocast(self.device, self.cfg.precision):
+            loss = self.diffusion.loss(self.compiled, x0, y, self.generator)
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.cfg.grad_clip)
+        self.optimizer.step()
+        self.step += 1
+        self.ema.update(self.net, self.step)
+        return loss.detach(), norm
+
+    def hide_labels(self, y: Tensor) -> Tensor:
+        """Replace a share of the labels by the null label (Ho & Salimans 2022, algorithm 1)."""
+        hidden = torch.rand(y.shape, generator=self.generator, device=self.device)
+        return torch.where(hidden < self.cfg.label_dropout, self.net.num_classes, y)
+
+    def save(self) -> Path:
+        """Write the checkpoint of the epoch that the last step belongs to."""
+        epoch = (self.step - 1) // self.steps_per_epoch
+        path = self.folder / f"model_epoch_{epoch}.pth"
+        save_checkpoint(path, self.state())
+        prune_checkpoints(self.folder, self.cfg.keep)
+        return path
+
+    def sample_grid(self, count: int = 64) -> Tensor:
+        """A grid of the averaged network's samples, always of the same noise."""
+        labels = torch.arange(count) % 10 if self.cfg.class_conditional else None
+        batches = sample_images(self.diffusion, self.ema.model, count, labels=labels)
+        return make_grid(torch.cat(list(batches)))
+
+    def state(self) -> dict:
+        return {
+            "config": dataclasses.asdict(self.cfg),
+            "network": self.net.state_dict(),
+            "ema": self.ema.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "device": self.device.type,
+            "step": self.step,
+            "minutes": self.minutes,
+            "history": self.history,
+        }
+
+    def restore(self, path: Path) -> None:
+        """Go on from a checkpoint. Raises UserError when it is damaged or of another run."""
+        checkpoint = load_checkpoint(path, flag="checkpoint", device=self.device)
+        old = checkpoint["config"]
+        for f in dataclasses.fields(TrainConfig):
+            was, now = getattr(old, f.name), getattr(self.cfg, f.name)
+            if was != now and f.name not in MAY_CHANGE:
+                raise UserError(
+                    f"--{f.name} {now}: {path} was trained with {was};"
+                    " use the same value, or another --experiment_name"
+                )
+        try:
+            load_weights(self.net, checkpoint["network"], str(path))
+            load_weights(self.ema.model, checkpoint["ema"], str(path))
+            self.optimizer.load_state_dict(checkpoint["optimizer"])
+            if checkpoint["device"] == self.device.type:
+                self.generator.set_state(checkpoint["generator"].cpu())
+            else:  # another kind of device has another kind of state: start a new stream
+                self.generator.manual_seed(self.cfg.seed + int(checkpoint["step"]))
+            self.step, self.minutes = int(checkpoint["step"]), float(checkpoint["minutes"])
+            self.history = {key: list(checkpoint["history"][key]) for key in self.history}
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise UserError(f"checkpoint {path}: damaged: {error}") from None
+
+
+def clock(minutes: float) -> str:
+    return f"{int(minutes)}:{int(minutes * 60) % 60:02d}"
+
+
+def train(cfg: TrainConfig) -> Path:
+    """Train until the epochs or the minutes are over; returns the last checkpoint's path."""
+    device, name = pick_device(cfg.device), cfg.experiment()
+    checkpoints, outputs, runs = (
+        writable_folder(Path(top) / name) for top in ("checkpoints", "outputs", "runs")
+    )
+    images, labels = load_dataset(cfg.dataset, cfg.data_dir, "train")
+    images, labels = images[: cfg.train_size].to(device), labels[: cfg.train_size].to(device)
+    trainer = Trainer(cfg, len(images), device, checkpoints)
+    saved = list_checkpoints(checkpoints)
+    if saved:
+        trainer.restore(saved[-1])
+        print(f"resuming {saved[-1]}, step {trainer.step}")
+    path = saved[-1] if saved else None
+    logger = TensorBoardLogger(runs, first_step=trainer.step)
+    if not saved:
+        logger.hyperparameters(cfg)
+        logger.figure(0, "noise_schedule", plot_schedule(trainer.diffusion.schedule))
+    while trainer.progress < 1:
+        epoch = trainer.step // trainer.steps_per_epoch
+        train_epoch(trainer, images, labels, epoch, logger)
+        path = trainer.save()
+        save_figure(outputs / "loss.png", plot_loss(trainer.history))
+        if trainer.progress >= 1 or (cfg.sample_every and (epoch + 1) % cfg.sample_every == 0):
+            grid = trainer.sample_grid()
+            save_png(outputs / f"samples_epoch_{epoch}.png", grid)
+            logger.grid(trainer.step, "samples", grid)
+    logger.close()
+    return path
+
+
+def train_epoch(
+    trainer: Trainer, images: Tensor, labels: Tensor, epoch: int, logger: TensorBoardLogger
+) -> None:
+    """What is left of one epoch, or of the time budget; saves every `save_every` minutes."""
+    cfg = trainer.cfg
+    done = trainer.step - epoch * trainer.steps_per_epoch
+    batches = list(epoch_batches(len(images), cfg.batch_size, cfg.seed, epoch))[done:]
+    bar = tqdm(batches, desc=f"epoch {epoch}", unit="step", dynamic_ncols=True)
+    start, minutes_before = time.monotonic(), trainer.minutes
+    last_save = last_report = start
+    recent = []  # (loss, gradient norm) on the device: reading them would wait for it
+    for index in bar:
+        index = index.to(trainer.device)
+        y = trainer.hide_labels(labels[index]) if cfg.class_conditional else None
+        recent.append(trainer.train_step(to_model_range(images[index]), y))
+        trainer.minutes = minutes_before + (time.monotonic() - start) / 60
+        over = trainer.progress >= 1
+        if over or trainer.step % LOG_EVERY == 0 or trainer.step % trainer.steps_per_epoch == 0:
+            loss, norm = torch.stack([torch.stack(pair) for pair in recent]).mean(dim=0).tolist()
+            now = time.monotonic()
+            report(trainer, logger, bar, loss, norm, len(recent) * len(index) / (now - last_report))
+            last_report, recent = now, []
+            if over:
+                break
+            if now - last_save > cfg.save_every * 60:
+                trainer.save()
+                last_save = now
+
+
+def report(
+    trainer: Trainer, logger: TensorBoardLogger, bar: tqdm, loss: float, norm: float, rate: float
+) -> None:
+    """Tell history, TensorBoard and the progress bar about the last few steps."""
+    trainer.history["step"].append(trainer.step)
+    trainer.history["loss"].append(loss)
+    lr = trainer.optimizer.param_groups[0]["lr"]
+    logger.scalars(trainer.step, loss=loss, lr=lr, grad_norm=norm, images_per_second=rate)
+    left = trainer.minutes * (1 / max(trainer.progress, 1e-9) - 1)
+    bar.set_postfix_str(f"loss {loss:.4f}, {rate:.0f} img/s, {clock(left)} left")
+
+
+def main() -> None:
+    cfg = parse(TrainConfig, "Train a diffusion model.")
+    path = train(cfg)
+    print(f"trained: {path}\nsamples: python generate.py --checkpoint {path}")
+
+
+if __name__ == "__main__":
+    run(main)

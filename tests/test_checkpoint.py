@@ -1,0 +1,167 @@
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from config import TrainConfig, UserError
+from tests.conftest import ROOT
+from utils.checkpoint import (
+    list_checkpoints,
+    load_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+)
+from utils.files import writable_folder, write_atomically
+
+KILLER = """
+import os, random, time
+from pathlib import Path
+import torch
+from config import TrainConfig
+from utils.checkpoint import load_checkpoint, save_checkpoint
+
+torch.set_num_threads(1)  # a fork does not take the thread pool along
+path, temporary = Path("model_epoch_0.pth"), Path(".model_epoch_0.pth.tmp")
+
+def save(n):
+    state = {"config": vars(TrainConfig()), "ema": {"w": torch.full((2_000_000,), float(n))}}
+    save_checkpoint(path, state)
+
+save(0)
+random.seed(0)
+torn = 0
+for _ in range(12):
+    child = os.fork()
+    if child == 0:
+        for n in range(1, 10**9):
+            save(n)
+    while not temporary.exists():  # a write has begun
+        pass
+    time.sleep(0.01 * random.random())
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+    torn += temporary.exists()
+    w = load_checkpoint(path)["ema"]["w"]
+    assert (w == w[0]).all()
+    temporary.unlink(missing_ok=True)
+print("torn writes:", torn)
+"""
+
+
+def test_kill_9_while_writing_leaves_the_previous_checkpoint(own_folder):
+    result = subprocess.run(
+        [sys.executable, "-c", KILLER],
+        cwd=own_folder,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout.split(":")[1]) > 0, "no kill fell inside a write"
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(own_folder, monkeypatch):
+    path = own_folder / "a.bin"
+    write_atomically(path, b"old")
+
+    def full(fd):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(UserError, match="No space left"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old" and list(own_folder.iterdir()) == [path]
+
+
+def test_a_folder_that_cannot_be(own_folder):
+    (own_folder / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        writable_folder(own_folder / "file" / "below")
+
+
+def test_checkpoints_are_ordered_by_number_and_pruned_from_the_first(own_folder):
+    for n in (2, 10, 9, 1):
+        (own_folder / f"model_epoch_{n}.pth").touch()
+    (own_folder / "notes.txt").touch()
+    prune_checkpoints(own_folder, keep=2)
+    assert [p.name for p in list_checkpoints(own_folder)] == [
+        "model_epoch_9.pth",
+        "model_epoch_10.pth",
+    ]
+    assert (own_folder / "notes.txt").exists()
+
+
+def damaged(path, how):
+    data = path.read_bytes()
+    values = torch.load(path, weights_only=True)
+    if how == "missing":
+        path.unlink()
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "truncated":
+        path.write_bytes(data[: len(data) // 2])
+    elif how == "text":
+        path.write_text("hello")
+    elif how == "pickle":
+        path.write_bytes(pickle.dumps({"format": subprocess.run}))
+    elif how == "tensor":
+        torch.save(torch.zeros(3), path)
+    elif how == "other dict":
+        torch.save({"model": 1}, path)
+    elif how == "version":
+        torch.save({**values, "version": 99}, path)
+    elif how == "no ema":
+        values.pop("ema")
+        torch.save(values, path)
+    elif how == "ema of another kind":
+        torch.save({**values, "ema": 3}, path)
+    elif how == "config of another version":
+        torch.save({**values, "config": {"colour": 1}}, path)
+    elif how == "weights of another shape":
+        torch.save({**values, "ema": {k: v[:1] for k, v in values["ema"].items()}}, path)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "missing",
+        "empty",
+        "truncated",
+        "text",
+        "pickle",
+        "tensor",
+        "other dict",
+        "version",
+        "no ema",
+        "ema of another kind",
+        "config of another version",
+        "weights of another shape",
+    ],
+)
+def test_bad_checkpoints_are_refused_with_a_line(refuses, tiny_checkpoint, how):
+    path = tiny_checkpoint()
+    damaged(path, how)
+    refuses("generate", "--checkpoint", path, words=(f"--checkpoint {path}",))
+    refuses("validation", "--path_to_model", path, words=(f"--path_to_model {path}",))
+
+
+def test_a_checkpoint_comes_back_as_it_was(own_folder):
+    cfg = TrainConfig(model_type="cnn", max_minutes=2.5)
+    weights = {"w": torch.randn(5)}
+    save_checkpoint(own_folder / "a.pth", {"config": vars(cfg), "ema": weights, "step": 7})
+    loaded = load_checkpoint(own_folder / "a.pth")
+    assert loaded["config"] == cfg and loaded["step"] == 7
+    assert torch.equal(loaded["ema"]["w"], weights["w"])
+
+
+def test_export_keeps_what_sampling_needs(cli, own_folder):
+    state = {"config": vars(TrainConfig()), "ema": {"w": torch.ones(2)}, "optimizer": {"big": 1}}
+    save_checkpoint(own_folder / "in.pth", state)
+    status, _, _ = cli("utils.checkpoint", "in.pth", "out.pth")
+    assert status == 0
+    small = torch.load(own_folder / "out.pth", weights_only=True)
+    assert set(small) == {"format", "version", "config", "ema"}
+    assert cli("utils.checkpoint")[0] == 2

@@ -1,0 +1,315 @@
+"""Every script from end to end, through its command line, on a tiny data set."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.conftest import ROOT
+from utils.synthetic import synthetic_digits
+
+TINY = ["--dataset", "synthetic", "--train_size", 200, "--batch_size", 50, "--width", 8]
+TINY += ["--timesteps", 20]
+WITH_PATH = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def shell(script, *arguments, **options):
+    command = [sys.executable, str(ROOT / f"{script}.py"), *map(str, arguments)]
+    return subprocess.Popen(command, env=WITH_PATH, stderr=subprocess.PIPE, text=True, **options)
+
+
+def same(a, b):
+    """Bitwise equality of nested dicts, lists and tensors."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+@pytest.mark.parametrize("model_type", ["unet", "cnn", "resnet"])
+def test_train_generate_validate(cli, own_folder, model_type):
+    status, stdout, stderr = cli("main", *TINY, "--model_type", model_type, "--epochs", 2)
+    name = f"diffusion_model_{model_type}_2epochs_20timesteps_0.002lr"
+    checkpoint = Path("checkpoints") / name / "model_epoch_1.pth"
+    assert status == 0 and str(checkpoint) in stdout and "left" in stderr
+    assert checkpoint.exists() and checkpoint.with_name("model_epoch_0.pth").exists()
+    outputs = {p.name for p in (Path("outputs") / name).iterdir()}
+    assert outputs == {"loss.png", "samples_epoch_0.png", "samples_epoch_1.png"}
+    assert Image.open(Path("outputs") / name / "loss.png").size[0] > 400
+    assert list((Path("runs") / name).glob("events*"))
+
+    flags = ["--num_samples", 16, "--npz", "a.npz", "--strip", "strip.png", "--steps", 5]
+    status, stdout, _ = cli("generate", "--checkpoint", checkpoint, *flags)
+    assert status == 0 and "outputs/samples.png" in stdout
+    images = np.load("a.npz")["images"]
+    assert images.shape == (16, 1, 28, 28) and images.dtype == np.uint8
+    grid = np.asarray(Image.open("outputs/samples.png"))[::2, ::2]
+    assert (grid[2:30, 2:30] == images[0, 0]).all() and (grid[32:60, 2:30] == images[4, 0]).all()
+    assert Image.open("strip.png").size == (2 * (5 * 30 + 2), 2 * (8 * 30 + 2))
+
+    scored = ["--path_to_model", checkpoint, "--experiment_name", name, "--num_samples", 100]
+    np.savez("real.npz", images=synthetic_digits(300, seed=5)[0].numpy())
+    scored += ["--model_type", model_type, "--reference_images", "real.npz"]
+    status, stdout, _ = cli("validation", *scored)
+    assert status == 0, stdout
+    scores = json.loads((Path("outputs") / name / "scores_mnist_100.json").read_text())
+    assert scores["n"] == 100 and scores["features"] == "mnist"
+    assert scores["fid"] > scores["fid_floor"] > 0
+    other = {"unet": "cnn", "cnn": "resnet", "resnet": "unet"}[model_type]
+    status, _, stderr = cli("validation", *scored, "--model_type", other)
+    assert status == 2 and f"--model_type {other}" in stderr and f"holds a {model_type}" in stderr
+
+
+def test_four_epochs_equal_two_and_a_kill_and_the_rest_bitwise(own_folder):
+    command = [*TINY, "--epochs", 4, "--keep", 9, "--device", "cpu"]
+    for folder in ("whole", "killed"):
+        (own_folder / folder).mkdir()
+    whole = shell("main", *command, cwd=own_folder / "whole")
+    killed = shell("main", *command, cwd=own_folder / "killed")
+    name = "diffusion_model_unet_4epochs_20timesteps_0.002lr"
+    second = own_folder / "killed" / "checkpoints" / name / "model_epoch_1.pth"
+    while killed.poll() is None and not second.exists():
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL and whole.wait() == 0
+    again = shell("main", *command, cwd=own_folder / "killed", stdout=subprocess.PIPE)
+    stdout, stderr = again.communicate()
+    assert again.returncode == 0 and "resuming" in stdout, stderr
+
+    def final(folder):
+        path = own_folder / folder / "checkpoints" / name / "model_epoch_3.pth"
+        return torch.load(path, weights_only=True)
+
+    one, other = final("whole"), final("killed")
+    assert one["step"] == other["step"] == 16 and one["history"]["step"] == [4, 8, 12, 16]
+    for key in ("config", "network", "ema", "optimizer", "generator", "step", "history"):
+        assert same(one[key], other[key]), key
+
+
+def test_resume_in_the_middle_of_an_epoch_is_bitwise_too(cli, monkeypatch):
+    import main
+
+    command = [*TINY, "--train_size", 500, "--epochs", 1]
+    assert cli("main", *command, "--experiment_name", "whole")[0] == 0
+    steps = []
+    train_step = main.Trainer.train_step
+
+    def interrupted(trainer, *batch):
+        if len(steps) == 4:
+            trainer.save()
+            raise KeyboardInterrupt
+        steps.append(1)
+        return train_step(trainer, *batch)
+
+    monkeypatch.setattr(main.Trainer, "train_step", interrupted)
+    assert cli("main", *command, "--experiment_name", "cut")[0] == 130
+    monkeypatch.setattr(main.Trainer, "train_step", train_step)
+    assert "step 4" in cli("main", *command, "--experiment_name", "cut")[1]
+    one, other = (
+        torch.load(f"checkpoints/{name}/model_epoch_0.pth", weights_only=True)
+        for name in ("whole", "cut")
+    )
+    for key in ("network", "ema", "optimizer", "generator", "step"):
+        assert same(one[key], other[key]), key
+
+
+def test_resuming_with_another_architecture_is_an_error(cli, refuses):
+    base = [*TINY, "--epochs", 1, "--experiment_name", "a"]
+    assert cli("main", *base)[0] == 0
+    refuses("main", *base, "--model_type", "cnn", words=("--model_type cnn", "unet"))
+    refuses("main", *base, "--timesteps", 30, words=("--timesteps 30", "20"))
+    status, stdout, _ = cli("main", *base)
+    assert status == 0 and "resuming" in stdout  # nothing was harmed; and nothing is left to do
+    assert cli("main", *base, "--epochs", 2)[0] == 0
+    assert Path("checkpoints/a/model_epoch_1.pth").exists()
+
+
+def test_a_time_budget_anneals_to_zero_and_ends(cli):
+    budget = ["--max_minutes", 0.05, "--epochs", 10_000, "--sample_every", 0]
+    assert cli("main", *TINY, *budget, "--experiment_name", "b", "--keep", 1)[0] == 0
+    (path,) = Path("checkpoints/b").iterdir()
+    state = torch.load(path, weights_only=True)
+    assert 0.05 <= state["minutes"] < 0.2
+    assert state["optimizer"]["param_groups"][0]["lr"] < 0.001
+
+
+def test_conditional_training_and_labels(cli, refuses):
+    name = ["--experiment_name", "c"]
+    assert cli("main", *TINY, "--epochs", 1, "--class_conditional", *name)[0] == 0
+    draw = ["--checkpoint", "checkpoints/c/model_epoch_0.pth", "--num_samples", 4, "--steps", 3]
+    for flags in ([], ["--label", 7], ["--label", 7, "--guidance", 3], ["--guidance", 0]):
+        assert cli("generate", *draw, *flags)[0] == 0
+    refuses("generate", *draw, "--label", 10, words=("--label 10", ">= 0 and <= 9"))
+
+
+def test_an_untrained_checkpoint_and_every_sampler(cli, tiny_checkpoint):
+    path = tiny_checkpoint()
+    for sampler in ("ddpm", "ddim", "dpmpp_2m"):
+        command = ["--checkpoint", path, "--sampler", sampler, "--num_samples", 2]
+        assert cli("generate", *command, "--output", f"{sampler}.png")[0] == 0
+        assert Path(f"{sampler}.png").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--num_samples", "-3"], ("--num_samples -3", ">= 1")),
+        (["--steps", "0"], ("--steps 0", ">= 1")),
+        (["--steps", "21"], ("--steps 21", "T = 20")),
+        (["--sampler", "magic"], ("--sampler magic", "ddpm")),
+        (["--label", "3"], ("--label 3", "unconditional")),
+        (["--label", "-1"], ("--label -1",)),
+        (["--guidance", "2"], ("--guidance 2", "unconditional")),
+        (["--guidance", "nan"], ("--guidance nan",)),
+        (["--output", "/dev/null/x.png"], ("/dev/null", "cannot be written")),
+        (["--output", "."], (".", "folder")),
+        (["--device", "tpu"], ("--device tpu", "cpu")),
+    ],
+)
+def test_bad_flags_of_generate(refuses, own_folder, tiny_checkpoint, flags, words):
+    path = tiny_checkpoint()
+    refuses("generate", "--checkpoint", path, *flags, words=words)
+    assert list(own_folder.iterdir()) == [path]
+
+
+def test_an_output_folder_that_cannot_be_made(refuses, own_folder):
+    (own_folder / "checkpoints").write_text("in the way")
+    refuses("main", *TINY, words=("output folder", "cannot be written"))
+    assert [p.name for p in own_folder.iterdir()] == ["checkpoints"]
+
+
+def test_a_device_that_is_not_there(refuses):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has one")
+    refuses("main", *TINY, "--device", "cuda", words=("--device cuda", "cpu"))
+
+
+def pngs(folder, images):
+    folder.mkdir()
+    for k, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{k}.png")
+
+
+def test_images_of_others_are_scored_the_same_from_png_and_npz(cli, own_folder):
+    images = synthetic_digits(120, seed=5)[0].numpy()
+    pngs(own_folder / "png", images[:, 0])
+    names = sorted(range(120), key=lambda k: f"{k}.png")
+    np.savez("same.npz", images=images[names])
+    np.save("real.npy", synthetic_digits(200, seed=6)[0].numpy())
+    found = []
+    for path in ("png", "same.npz"):
+        flags = ["--images", path, "--reference_images", "real.npy", "--json", "out.json"]
+        assert cli("validation", *flags)[0] == 0
+        found.append(json.loads(Path("out.json").read_text()))
+    assert found[0]["fid"] == found[1]["fid"] and found[0]["n"] == 120
+    assert found[0]["n_reference"] == 200 and found[0]["reference"] == "real.npy"
+
+
+def test_the_synthetic_test_set_scores_at_its_floor(cli):
+    # 2,000 of 8,000: classes as uneven as those of the random training images of the floor
+    np.savez("test.npz", images=synthetic_digits(8000, seed=77)[0][:2000].numpy())
+    assert cli("validation", "--images", "test.npz", "--dataset", "synthetic")[0] == 0
+    scores = json.loads(Path("outputs/test/scores_mnist_2000.json").read_text())
+    assert scores["n_reference"] == 10_000 and scores["n_floor"] == 2000
+    assert 0.5 < scores["fid"] / scores["fid_floor"] < 2
+
+
+def bad_images(kind):
+    images = synthetic_digits(6, seed=5)[0].numpy()
+    if kind == "empty folder":
+        Path("in").mkdir()
+    elif kind == "mixed sizes":
+        pngs(Path("in"), [images[0, 0], images[1, 0, :20]])
+    elif kind == "colour":
+        pngs(Path("in"), np.zeros((3, 28, 28, 3), np.uint8))
+    elif kind == "truncated png":
+        pngs(Path("in"), images[:, 0])
+        Path("in/3.png").write_bytes(Path("in/3.png").read_bytes()[:60])
+    elif kind == "one image":
+        np.save("in.npy", images[:1])
+    elif kind == "floats":
+        np.save("in.npy", images / 255)
+    elif kind == "text":
+        Path("in.npz").write_text("hello")
+    elif kind == "pickle":
+        np.save("in.npy", np.array([{}], dtype=object), allow_pickle=True)
+    return next(iter(Path().glob("in*")), "in")
+
+
+KINDS = ["missing", "empty folder", "mixed sizes", "colour", "truncated png", "one image"]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "floats", "text", "pickle"])
+def test_bad_images_are_refused(refuses, kind):
+    path = bad_images(kind)
+    refuses("validation", "--images", path, words=(f"--images {path}",))
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ([], ("nothing to score",)),
+        (["--experiment_name", "none"], ("--experiment_name none", "no checkpoints")),
+        (["--num_samples", "1"], ("--num_samples 1", ">= 2")),
+        (["--features", "vgg"], ("--features vgg", "mnist, inception")),
+        (["--dims", "100"], ("--dims 100", "64, 192, 768, 2048")),
+        (["--images", "a", "--path_to_model", "b"], ("--images", "--path_to_model")),
+    ],
+)
+def test_bad_flags_of_validation(refuses, flags, words):
+    refuses("validation", *flags, words=words)
+
+
+def test_scripts_run_from_a_shell(own_folder, tiny_checkpoint):
+    """What the tests above do in one process, once as a person does it."""
+    bad = shell("generate", "--checkpoint", "none.pth", cwd=own_folder)
+    assert bad.communicate()[1] == "generate.py: error: --checkpoint none.pth: no such file\n"
+    assert bad.returncode == 2
+    command = ["--checkpoint", tiny_checkpoint(), "--num_samples", 2, "--steps", 2]
+    good = shell("generate", *command, cwd=own_folder)
+    assert "Traceback" not in good.communicate()[1] and good.returncode == 0
+    assert (own_folder / "outputs" / "samples.png").exists()
+
+
+def get(url):
+    with urllib.request.urlopen(url, timeout=5) as answer:
+        return answer.read()
+
+
+def test_tensorboard_serves_the_run(cli, own_folder):
+    assert cli("main", *TINY, "--epochs", 2, "--experiment_name", "tb")[0] == 0
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", "runs", "--port", "0"]
+    server = subprocess.Popen(
+        [*command, "--host", "127.0.0.1", "--load_fast=false"], stderr=subprocess.PIPE, text=True
+    )
+    try:
+        lines = iter(server.stderr.readline, "")
+        line = next(line for line in lines if "http://" in line)
+        url = line[line.index("http://") :].split()[0].rstrip("/") + "/data/plugin"
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            tags = json.loads(get(f"{url}/scalars/tags")).get("tb", {})
+            pictures = json.loads(get(f"{url}/images/tags")).get("tb", {})
+            if len(tags) >= 4 and len(pictures) >= 2:
+                break
+            time.sleep(0.5)
+        assert {f"train/{k}" for k in ("loss", "lr", "grad_norm", "images_per_second")} <= set(tags)
+        loss = json.loads(get(f"{url}/scalars/scalars?run=tb&tag=train/loss"))
+        assert [point[1] for point in loss] == [4, 8]
+        assert {"samples", "noise_schedule"} <= set(pictures)
+        picture = json.loads(get(f"{url}/images/images?run=tb&tag=samples&sample=0"))[-1]
+        png = get(f"{url}/images/individualImage?{picture['query']}")
+        (own_folder / "served.png").write_bytes(png)
+        assert Image.open("served.png").size[0] > 200
+    finally:
+        server.kill()

@@ -1,0 +1,41 @@
+"""TensorBoard, in the five words that training needs."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+
+from config import TrainConfig
+
+
+class TensorBoardLogger:
+    """Writes one run's folder. On resume, `first_step` hides what a lost future had logged."""
+
+    def __init__(self, folder: Path, first_step: int = 0):
+        self.writer = SummaryWriter(str(folder), purge_step=first_step)
+
+    def hyperparameters(self, cfg: TrainConfig) -> None:
+        """The settings, as a table and for the HPARAMS tab."""
+        settings = {k: "default" if v is None else v for k, v in asdict(cfg).items()}
+        for summary in hparams(settings, {"train/loss": 0.0}):
+            self.writer.file_writer.add_summary(summary)
+        rows = "\n".join(f"| {key} | {value} |" for key, value in settings.items())
+        self.writer.add_text("config", f"| setting | value |\n| --- | --- |\n{rows}")
+
+    def scalars(self, step: int, **values: float) -> None:
+        for name, value in values.items():
+            self.writer.add_scalar(f"train/{name}", value, step)
+
+    def grid(self, step: int, name: str, grid: Tensor) -> None:
+        """`grid`: uint8 (H, W), as `visualization.make_grid` gives it."""
+        self.writer.add_image(name, grid, step, dataformats="HW")
+        self.writer.flush()
+
+    def figure(self, step: int, name: str, figure: Figure) -> None:
+        self.writer.add_figure(name, figure, step)
+
+    def close(self) -> None:
+        self.writer.close()
