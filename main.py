@@ -84,10 +84,14 @@ class Trainer:
         hidden = torch.rand(y.shape, generator=self.generator, device=self.device)
         return torch.where(hidden < self.cfg.label_dropout, self.net.num_classes, y)
 
+    @property
+    def epoch(self) -> int:
+        """The number, from 0, of the epoch that the last step belongs to."""
+        return (self.step - 1) // self.steps_per_epoch
+
     def save(self) -> Path:
-        """Write the checkpoint of the epoch that the last step belongs to."""
-        epoch = (self.step - 1) // self.steps_per_epoch
-        path = self.folder / f"model_epoch_{epoch}.pth"
+        """Write the checkpoint of the current epoch."""
+        path = self.folder / f"model_epoch_{self.epoch}.pth"
         save_checkpoint(path, self.state())
         prune_checkpoints(self.folder, self.cfg.keep)
         return path
@@ -107,6 +111,7 @@ class Trainer:
             "generator": self.generator.get_state(),
             "device": self.device.type,
             "step": self.step,
+            "epoch": self.epoch,
             "minutes": self.minutes,
             "history": self.history,
         }

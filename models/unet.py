@@ -1,5 +1,7 @@
 """U-Net noise predictor: fine detail at 14x14, global shape at 7x7, skips between them."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -8,11 +10,14 @@ from models.layers import Conditioning, ResidualBlock, group_norm, zero_init
 
 
 class Attention(nn.Module):
-    """Self-attention over all pixels (Vaswani et al. 2017), added to the input."""
+    """Self-attention over all pixels (Vaswani et al. 2017), added to the input.
 
-    def __init__(self, channels: int, heads: int):
+    It has 4 heads, or as many as divide `channels`.
+    """
+
+    def __init__(self, channels: int):
         super().__init__()
-        self.heads = heads
+        self.heads = math.gcd(4, channels)
         self.norm = group_norm(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = zero_init(nn.Conv2d(channels, channels, 1))
@@ -49,7 +54,7 @@ class UNet(nn.Module):
         self.down1 = ResidualBlock(width, width, cond_dim)
         self.downsample = nn.Conv2d(width, width, 3, stride=2, padding=1)
         self.down2 = ResidualBlock(width, deep, cond_dim)
-        self.attention = Attention(deep, heads=4)
+        self.attention = Attention(deep)
         self.middle = ResidualBlock(deep, deep, cond_dim)
         self.up2 = ResidualBlock(2 * deep, deep, cond_dim)
         self.upsample = nn.Conv2d(deep, width, 3, padding=1)

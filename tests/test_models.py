@@ -23,7 +23,7 @@ def batch():
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
-@pytest.mark.parametrize("width", [4, 20, 32])
+@pytest.mark.parametrize("width", [4, 7, 20, 33])
 def test_any_width_predicts_zero_at_first(model_type, width, batch):
     net = build_model(TrainConfig(model_type=model_type, width=width))
     out = net(*batch)

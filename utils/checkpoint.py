@@ -6,7 +6,8 @@ of it; files to share keep the first four keys (`python -m utils.checkpoint IN O
     format, version   what this is
     config            the fields of `TrainConfig` as a plain dict
     ema               the averaged weights, the ones to sample from
-    network, optimizer, step, minutes, generator, history   what training needs to go on
+    network, optimizer, generator, device, step, epoch, minutes, history
+                      what training needs to go on
 """
 
 import io
