@@ -1,7 +1,18 @@
 import pytest
 import torch
 
-from utils.metrics import fid, frechet_distance, mean_and_covariance
+from utils import metrics
+from utils.metrics import (
+    fid,
+    fid_spread,
+    frechet_distance,
+    kid,
+    mean_and_covariance,
+    nearest,
+    polynomial_mmd2,
+    precision_recall_density_coverage,
+    share_below,
+)
 
 
 def normal(*shape, seed=0):
@@ -58,3 +69,111 @@ def test_fid_against_the_scipy_formula():
     root = torch.from_numpy(sqrtm((c1 @ c2).numpy()).real)
     expected = (m1 - m2).square().sum() + (c1 + c2 - 2 * root).trace()
     assert fid(x, y) == pytest.approx(expected.item(), rel=1e-8)
+
+
+def test_the_bootstrap_spread_is_that_of_fresh_samples():
+    """The standard deviation over many independent sets, against the one guessed from a set."""
+    reference = normal(5000, 4, seed=9)
+    fresh = [fid(normal(300, 4, seed=s) * 1.3 + 0.5, reference) for s in range(200)]
+    guess = fid_spread(normal(300, 4, seed=0) * 1.3 + 0.5, reference, resamples=200)
+    assert guess == pytest.approx(torch.tensor(fresh).std().item(), rel=0.2)
+
+
+def test_mmd_against_a_hand_sum():
+    x, y = normal(4, 3, seed=1), normal(5, 3, seed=2)
+
+    def k(a, b):
+        return (sum(p * q for p, q in zip(a.tolist(), b.tolist(), strict=True)) / 3 + 1) ** 3
+
+    within_x = sum(k(a, b) for i, a in enumerate(x) for j, b in enumerate(x) if i != j) / 12
+    within_y = sum(k(a, b) for i, a in enumerate(y) for j, b in enumerate(y) if i != j) / 20
+    between = sum(k(a, b) for a in x for b in y) / 20
+    assert polynomial_mmd2(x, y) == pytest.approx(within_x + within_y - 2 * between)
+
+
+def test_kid_is_unbiased_at_any_size():
+    for count in (30, 300):
+        values = [kid(normal(count, 4, seed=s), normal(count, 4, seed=s + 999)) for s in range(60)]
+        means = torch.tensor([value for value, _ in values])
+        assert means.mean().abs() < 3 * means.std() / 60**0.5
+    value, error = kid(normal(400, 4, seed=1) + 0.5, normal(500, 4, seed=2))
+    assert value > 5 * error > 0
+
+
+def test_precision_and_recall_of_the_same_distribution_are_near_one():
+    scores = precision_recall_density_coverage(normal(2000, 4, seed=1), normal(2000, 4, seed=2))
+    for name in ("precision", "recall", "density", "coverage"):
+        assert scores[name][0] == pytest.approx(1, abs=0.06), name
+        assert 0 < scores[name][1] < 0.02
+
+
+def two_modes(count, seed):
+    x = normal(count, 4, seed=seed)
+    x[: count // 2] += 50
+    return x
+
+
+def test_mode_collapse_halves_recall_and_coverage_but_not_precision():
+    samples, reference = normal(1000, 4, seed=1), two_modes(1000, seed=2)
+    scores = precision_recall_density_coverage(samples, reference)
+    assert scores["precision"][0] > 0.9 and scores["density"][0] > 0.8
+    assert 0.4 < scores["recall"][0] < 0.5 and 0.4 < scores["coverage"][0] < 0.51
+
+
+def test_mode_invention_halves_precision_and_density_but_not_recall():
+    samples, reference = two_modes(1000, seed=1), normal(1000, 4, seed=2)
+    scores = precision_recall_density_coverage(samples, reference)
+    assert 0.4 < scores["precision"][0] < 0.5 and scores["density"][0] < 0.55
+    assert scores["recall"][0] > 0.9
+    # 500 among 1,000: the chance that one is among the 5 nearest (Naeem et al. 2020, section 3.2)
+    assert scores["coverage"][0] == pytest.approx(1 - (2 / 3) ** 5, abs=0.03)
+
+
+def test_precision_and_the_rest_by_hand():
+    """On a line, k = 1. Real balls: 0 and 1 reach 1, 5 reaches 4. Fake balls: both reach 0.5."""
+    real, fake = torch.tensor([[0.0], [1.0], [5.0]]), torch.tensor([[0.25], [0.75], [20.0]])
+    scores = precision_recall_density_coverage(fake, real, k=1)
+    assert scores["precision"][0] == pytest.approx(2 / 3)  # 20 is in no real ball
+    assert scores["recall"][0] == 1  # 5 lies in the ball of 20, which reaches 19.25
+    assert scores["density"][0] == pytest.approx((2 + 2 + 0) / 3)
+    assert scores["coverage"][0] == pytest.approx(2 / 3)
+    with pytest.raises(ValueError, match="k = 3"):
+        precision_recall_density_coverage(fake, real, k=3)
+
+
+def test_chunks_change_nothing(monkeypatch):
+    x, y = normal(50, 3, seed=1), normal(70, 3, seed=2)
+    whole, near = precision_recall_density_coverage(x, y), nearest(x, y)
+    monkeypatch.setattr(metrics, "CHUNK_ELEMENTS", 200)
+    assert precision_recall_density_coverage(x, y) == whole
+    assert torch.equal(nearest(x, y)[1], near[1])
+
+
+def test_nearest_finds_a_copy():
+    references = normal(40, 6, seed=1)
+    distances, indices = nearest(references[[7, 3]] + 1e-3, references)
+    assert indices.tolist() == [7, 3] and distances.max() < 0.01
+
+
+def test_share_below_counts_pairs():
+    x, y = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 2.5])
+    pairs = [(a < b) + 0.5 * (a == b) for a in x for b in y]
+    assert share_below(x, y) == pytest.approx(sum(map(float, pairs)) / 6)
+    same = torch.arange(100.0)
+    assert share_below(same, same) == 0.5 and share_below(same, same + 1000) == 1
+
+
+def test_equal_to_torch_fidelity_and_prdc():
+    """Independent implementations, on the same features."""
+    prdc = pytest.importorskip("prdc")
+    fidelity = pytest.importorskip("torch_fidelity.metric_kid")
+    x, y = normal(300, 16, seed=1).abs(), normal(300, 16, seed=2).abs() * 1.1
+    theirs = prdc.compute_prdc(y.numpy(), x.numpy(), nearest_k=5)
+    ours = precision_recall_density_coverage(x, y)
+    for name, value in theirs.items():
+        assert ours[name][0] == pytest.approx(value, rel=1e-6), name
+    theirs = fidelity.kid_features_to_metric(
+        x, y, kid_subsets=1, kid_subset_size=300, verbose=False
+    )
+    expected = theirs["kernel_inception_distance_mean"]
+    assert polynomial_mmd2(x, y) == pytest.approx(expected, rel=1e-6)
