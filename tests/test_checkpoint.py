@@ -118,6 +118,8 @@ def damaged(path, how):
         torch.save(values, path)
     elif how == "ema of another kind":
         torch.save({**values, "ema": 3}, path)
+    elif how == "ema of numbers":
+        torch.save({**values, "ema": {"w": 3}}, path)
     elif how == "config of another version":
         torch.save({**values, "config": {"colour": 1}}, path)
     elif how == "weights of another shape":
@@ -137,6 +139,7 @@ def damaged(path, how):
         "version",
         "no ema",
         "ema of another kind",
+        "ema of numbers",
         "config of another version",
         "weights of another shape",
     ],
@@ -158,10 +161,13 @@ def test_a_checkpoint_comes_back_as_it_was(own_folder):
 
 
 def test_export_keeps_what_sampling_needs(cli, own_folder):
-    state = {"config": vars(TrainConfig()), "ema": {"w": torch.ones(2)}, "optimizer": {"big": 1}}
+    config = vars(TrainConfig(data_dir="/home/me"))
+    state = {"config": config, "ema": {"w": torch.ones(2)}, "optimizer": {"big": 1}}
     save_checkpoint(own_folder / "in.pth", state)
     status, _, _ = cli("utils.checkpoint", "in.pth", "out.pth")
     assert status == 0
     small = torch.load(own_folder / "out.pth", weights_only=True)
     assert set(small) == {"format", "version", "config", "ema"}
+    assert small["config"]["data_dir"] == "./data"
+    assert small["ema"]["w"].tolist() == [1, 1] and small["ema"]["w"].dtype == torch.float16
     assert cli("utils.checkpoint")[0] == 2

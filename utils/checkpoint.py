@@ -1,7 +1,8 @@
 """Checkpoints: written whole or not at all, loaded without running code, explaining themselves.
 
 A checkpoint is a plain dict that `torch.load(..., weights_only=True)` reads. `main.py` writes all
-of it; files to share keep the first four keys (`python -m utils.checkpoint IN OUT` makes one).
+of it; files to share keep the first four keys, the weights in half precision
+(`python -m utils.checkpoint IN OUT` makes one).
 
     format, version   what this is
     config            the fields of `TrainConfig` as a plain dict
@@ -52,7 +53,8 @@ def load_checkpoint(path: Path, flag: str = "--checkpoint", device="cpu") -> dic
         )
     try:
         checkpoint["config"] = from_dict(TrainConfig, checkpoint["config"])
-        dict.keys(checkpoint["ema"])
+        if not all(isinstance(weight, torch.Tensor) for weight in dict.values(checkpoint["ema"])):
+            raise TypeError("ema must hold tensors")
     except (UserError, KeyError, TypeError) as error:
         raise UserError(f"{flag} {path}: damaged checkpoint: {error}") from None
     return checkpoint
@@ -68,8 +70,14 @@ def load_weights(net: torch.nn.Module, state: dict, source: str) -> None:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """The `model_epoch_<N>.pth` files of a run, by rising N."""
-    found = [(re.fullmatch(r"model_epoch_(\d+)\.pth", p.name), p) for p in Path(folder).glob("*")]
-    return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
+    found = [path for path in Path(folder).glob("*") if epoch_number(path) is not None]
+    return sorted(found, key=epoch_number)
+
+
+def epoch_number(path: Path) -> int | None:
+    """N of `model_epoch_<N>.pth`, None for other names."""
+    match = re.fullmatch(r"model_epoch_(\d+)\.pth", path.name)
+    return int(match[1]) if match else None
 
 
 def prune_checkpoints(folder: Path, keep: int) -> None:
@@ -82,8 +90,9 @@ def main() -> None:
     if len(sys.argv) != 3:
         raise UserError("usage: python -m utils.checkpoint IN.pth OUT.pth")
     checkpoint = load_checkpoint(sys.argv[1], flag="IN")
-    config = vars(checkpoint["config"])
-    save_checkpoint(Path(sys.argv[2]), {"config": config, "ema": checkpoint["ema"]})
+    half = {name: weight.half() for name, weight in checkpoint["ema"].items()}
+    config = {**vars(checkpoint["config"]), "data_dir": TrainConfig.data_dir}  # nobody else's path
+    save_checkpoint(Path(sys.argv[2]), {"config": config, "ema": half})
 
 
 if __name__ == "__main__":
