@@ -14,11 +14,13 @@ from typing import Any, NoReturn, TypeVar
 
 MODEL_TYPES = ("unet", "cnn", "resnet")
 DATASETS = ("mnist", "fashion_mnist", "kmnist", "synthetic")
+DIGIT_DATASETS = ("mnist", "synthetic")  # what the classifier can read
 SCHEDULES = ("cosine", "linear")
 PREDICTIONS = ("v", "eps", "x0")
 WEIGHTINGS = ("none", "min_snr")
 SAMPLERS = ("dpmpp_2m", "ddim", "ddpm")
 DEVICES = ("auto", "cuda", "mps", "cpu")
+INCEPTION_DIMS = (64, 192, 768, 2048)
 PRECISIONS = ("auto", "fp32", "bf16")
 
 IMAGE_SIZE = 28  # pixels a side, of every data set here
@@ -108,11 +110,14 @@ class EvalConfig:
     path_to_model: str | None = setting(None, "checkpoint to score")
     experiment_name: str | None = setting(None, "run folder; without --path_to_model its last")
     model_type: str | None = setting(None, "checked against the model", choices=MODEL_TYPES)
-    images: str | None = setting(None, "score this folder of PNGs or .npz instead of a model")
+    validate_all: bool = setting(False, "score every checkpoint of --experiment_name")
+    images: str | None = setting(None, "score a folder of PNGs, .npz or .npy, not a model")
     reference_images: str | None = setting(None, "compare with these, not the data's test set")
-    num_samples: int = setting(10_000, "how many images to score", low=2)
+    num_samples: int = setting(10_000, "how many images to score", low=6)
     features: str = setting("mnist", "feature network", choices=("mnist", "inception"))
-    dims: int = setting(2048, "Inception layer", choices=(64, 192, 768, 2048))
+    dims: int = setting(2048, "Inception layer", choices=INCEPTION_DIMS)
+    memorization: bool = setting(False, "look for copies of training images")
+    tstr: bool = setting(False, "train on synthetic, test on real (class-conditional models)")
     sampler: str = setting("dpmpp_2m", "sampling method", choices=SAMPLERS)
     steps: int | None = setting(None, "sampling steps; default 20, and T for ddpm", low=1)
     guidance: float = setting(1.0, "1: conditional, 0: unconditional, more: stronger", low=0)

@@ -1,9 +1,14 @@
+import copy
+from types import SimpleNamespace
+
 import pytest
 import torch
+from PIL import Image
 
 from config import UserError
-from utils import features
-from utils.features import MNISTFeatures, cached_features, extract, load_features
+from utils import classifier, features
+from utils.features import MNISTFeatures, extract, load_features
+from utils.metrics import fid
 from utils.synthetic import synthetic_digits
 
 
@@ -29,8 +34,10 @@ def test_the_shipped_classifier_reads_digits():
     network = MNISTFeatures()
     digits, labels = synthetic_digits(500, seed=9)
     assert network(digits).shape == (500, 128) and network(digits).dtype == torch.float32
-    logits = network.net(digits.float() / 255)[1]
-    assert (logits.argmax(1) == labels).float().mean() > 0.8  # printed digits, never seen
+    probabilities = network.probabilities(network(digits))
+    assert probabilities.shape == (500, 10)
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(500))
+    assert (probabilities.argmax(1) == labels).float().mean() > 0.8  # printed digits, never seen
 
 
 def test_features_do_not_depend_on_the_batch(images):
@@ -40,10 +47,10 @@ def test_features_do_not_depend_on_the_batch(images):
 
 def test_a_changed_classifier_file_is_refused(own_folder, monkeypatch):
     copy = own_folder / "classifier.pth"
-    data = bytearray(features.CLASSIFIER_PATH.read_bytes())
+    data = bytearray(classifier.CLASSIFIER_PATH.read_bytes())
     data[5000] ^= 1
     copy.write_bytes(data)
-    monkeypatch.setattr(features, "CLASSIFIER_PATH", copy)
+    monkeypatch.setattr(classifier, "CLASSIFIER_PATH", copy)
     with pytest.raises(UserError, match="SHA-256"):
         MNISTFeatures()
     copy.unlink()
@@ -53,11 +60,11 @@ def test_a_changed_classifier_file_is_refused(own_folder, monkeypatch):
 
 def test_features_are_computed_once_and_read_back(images):
     network = Counting()
-    first = cached_features(network, images, "x")
+    first = extract(network, images, "x", cache=True)
     assert network.seen == 60 and torch.equal(first, network(images))
     network.seen = 0
-    assert torch.equal(cached_features(network, images, "x"), first) and network.seen == 0
-    cached_features(network, images.flip(0), "x")
+    assert torch.equal(extract(network, images, "x", cache=True), first) and network.seen == 0
+    extract(network, images.flip(0), "x", cache=True)
     assert network.seen == 60
 
 
@@ -66,12 +73,12 @@ def test_features_are_computed_once_and_read_back(images):
 )
 def test_a_corrupt_cache_is_rebuilt(own_folder, images, damage):
     network = Counting()
-    first = cached_features(network, images, "x")
+    first = extract(network, images, "x", cache=True)
     (path,) = features.CACHE.glob("*.features")
     good = path.read_bytes()
     path.write_bytes(damage(good))
     network.seen = 0
-    assert torch.equal(cached_features(network, images, "x"), first) and network.seen == 60
+    assert torch.equal(extract(network, images, "x", cache=True), first) and network.seen == 60
     assert path.read_bytes() == good
 
 
@@ -79,10 +86,9 @@ def test_a_corrupt_cache_is_rebuilt(own_folder, images, damage):
 def test_a_network_that_gives_nan_is_refused(images, bad):
     network = Counting()
     network.__class__ = type("Bad", (Counting,), {"__call__": lambda self, x: x[:, 0, 0] * bad})
-    with pytest.raises(UserError, match="NaN"):
-        extract(network, images.split(10), 60, "x")
-    with pytest.raises(UserError, match="NaN"):
-        cached_features(network, images, "x")
+    for cache in (False, True):
+        with pytest.raises(UserError, match="NaN"):
+            extract(network, images, "x", cache)
     assert not features.CACHE.exists()
 
 
@@ -109,3 +115,29 @@ def test_an_inception_layer(monkeypatch, images):
     network = load_features("inception", 64)
     assert network(images[:2]).shape == (2, 64) and network.name == "inception-64"
     assert network.version != load_features("inception", 64).version
+
+
+def test_fid_equals_that_of_pytorch_fid(own_folder, monkeypatch):
+    """The published implementation, reading PNGs, with the same (random) weights."""
+    import pytorch_fid.fid_score
+    import pytorch_fid.inception as module
+    from scipy.linalg import sqrtm
+
+    torch.manual_seed(0)
+    options = {"num_classes": 1008, "aux_logits": False, "weights": None}
+    net = module._inception_v3(**options, init_weights=False).eval()
+    monkeypatch.setattr(module, "fid_inception_v3", lambda: copy.deepcopy(net))
+    found = []
+    for seed in (1, 2):
+        digits = synthetic_digits(40, seed)[0]
+        (own_folder / str(seed)).mkdir()
+        for k, image in enumerate(digits):
+            Image.fromarray(image[0].numpy()).save(own_folder / str(seed) / f"{k:03}.png")
+        found.append(extract(load_features("inception", 64), digits, "x"))
+    # the package calls sqrtm with an argument that SciPy 1.18 no longer has
+    linalg = SimpleNamespace(sqrtm=lambda m, disp: (sqrtm(m), 0))
+    monkeypatch.setattr(pytorch_fid.fid_score, "linalg", linalg)
+    theirs = pytorch_fid.fid_score.calculate_fid_given_paths(
+        ["1", "2"], 40, "cpu", 64, num_workers=0
+    )
+    assert fid(*found) == pytest.approx(theirs, rel=1e-3)

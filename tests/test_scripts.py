@@ -13,8 +13,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import ROOT
+from utils.classifier import MNISTClassifier
+from utils.data_loader import load_dataset
+from utils.features import MNISTFeatures
 from utils.synthetic import synthetic_digits
 
 TINY = ["--dataset", "synthetic", "--train_size", 200, "--batch_size", 50, "--width", 8]
@@ -25,6 +29,12 @@ WITH_PATH = {**os.environ, "PYTHONPATH": str(ROOT)}
 def shell(script, *arguments, **options):
     command = [sys.executable, str(ROOT / f"{script}.py"), *map(str, arguments)]
     return subprocess.Popen(command, env=WITH_PATH, stderr=subprocess.PIPE, text=True, **options)
+
+
+@pytest.fixture
+def small_synthetic(monkeypatch):
+    """2,000 training and 500 test images instead of 20,000 and 10,000."""
+    monkeypatch.setattr("utils.data_loader.SYNTHETIC_SIZE", {"train": 2000, "test": 500})
 
 
 def same(a, b):
@@ -64,7 +74,9 @@ def test_train_generate_validate(cli, own_folder, model_type):
     assert status == 0, stdout
     scores = json.loads((Path("outputs") / name / "scores_mnist_100.json").read_text())
     assert scores["n"] == 100 and scores["features"] == "mnist"
-    assert scores["fid"] > scores["fid_floor"] > 0
+    assert scores["fid"] > scores["fid_floor"] > 0 and scores["kid"] > 5 * scores["kid_spread"]
+    assert scores["steps"] == scores["network_calls"] == 20 and scores["sampler"] == "dpmpp_2m"
+    assert (Path("outputs") / name / "scores_mnist_100.png").exists()
     other = {"unet": "cnn", "cnn": "resnet", "resnet": "unet"}[model_type]
     status, _, stderr = cli("validation", *scored, "--model_type", other)
     assert status == 2 and f"--model_type {other}" in stderr and f"holds a {model_type}" in stderr
@@ -143,12 +155,33 @@ def test_a_time_budget_anneals_to_zero_and_ends(cli):
     assert state["optimizer"]["param_groups"][0]["lr"] < 0.001
 
 
-def test_conditional_training_and_labels(cli, refuses):
+def test_conditional_training_and_labels(cli, refuses, monkeypatch, small_synthetic):
     name = ["--experiment_name", "c"]
     assert cli("main", *TINY, "--epochs", 1, "--class_conditional", *name)[0] == 0
     draw = ["--checkpoint", "checkpoints/c/model_epoch_0.pth", "--num_samples", 4, "--steps", 3]
     for flags in ([], ["--label", 7], ["--label", 7, "--guidance", 3], ["--guidance", 0]):
         assert cli("generate", *draw, *flags)[0] == 0
+    learnt = []
+
+    def quickly(images, labels, device, epochs):
+        learnt.append((images, labels))
+        return MNISTClassifier().eval()
+
+    monkeypatch.setattr("validation.train_classifier", quickly)
+    score = ["--num_samples", 100, "--steps", 3, "--guidance", 2, "--tstr", "--json", "out.json"]
+    status, stdout, stderr = cli("validation", *name, *score)
+    assert status == 0 and "agrees" in stdout, stderr
+    scores = json.loads(Path("out.json").read_text())
+    assert scores["network_calls"] == 6  # both halves of guidance count
+    confusion = torch.tensor(scores["confusion"])
+    assert (confusion.sum(1) == 10).all()
+    assert scores["agreement"] == pytest.approx(confusion.trace().item() / 100)
+    assert 0 <= scores["tstr_accuracy"] <= 1 and 0 <= scores["tstr_accuracy_real"] <= 1
+    (samples, asked), (real, labels) = learnt  # both with the labels that belong to them
+    assert samples.shape == real.shape and asked.tolist() == list(range(10)) * 10
+    read = MNISTFeatures()
+    digits = read.probabilities(read(real)).argmax(1)
+    assert (digits == labels).float().mean() > 0.8
     refuses("generate", *draw, "--label", 10, words=("--label 10", ">= 0 and <= 9"))
 
 
@@ -224,6 +257,64 @@ def test_the_synthetic_test_set_scores_at_its_floor(cli):
     assert 0.5 < scores["fid"] / scores["fid_floor"] < 2
 
 
+def test_few_images_are_scored_with_a_warning(cli, small_synthetic):
+    np.save("few.npy", synthetic_digits(120, seed=5)[0].numpy())
+    flags = ["--images", "few.npy", "--dataset", "synthetic"]
+    status, stdout, stderr = cli("validation", *flags)
+    assert status == 0 and "warning: 120 images cannot fill a covariance of 128" in stderr
+    scores = json.loads(Path("outputs/few/scores_mnist_120.json").read_text())
+    assert f"real data itself scores {scores['fid_floor']:.3f}" in scores["warnings"][0]
+    assert [row["class"] for row in scores["classes"]] == list(range(10))
+    assert sum(row["n"] for row in scores["classes"]) == 120
+
+
+def test_copies_of_training_images_are_found(cli, small_synthetic):
+    train, _ = load_dataset("synthetic", "", "train")
+    for name, images in (("copies", train[:200]), ("fresh", synthetic_digits(200, seed=5)[0])):
+        np.save(f"{name}.npy", images.numpy())
+        flags = ["--images", f"{name}.npy", "--dataset", "synthetic", "--memorization"]
+        assert cli("validation", *flags)[0] == 0
+        scores = json.loads(Path(f"outputs/{name}/scores_mnist_200.json").read_text())
+        for space in ("pixels", "features"):
+            closer = scores[f"memorization_{space}_closer"]
+            assert closer == 1 if name == "copies" else 0.4 < closer < 0.6, (name, space)
+        assert Path(f"outputs/{name}/memorization.png").exists()
+
+
+def test_every_checkpoint_of_a_run_is_scored(cli, small_synthetic):
+    run = ["--experiment_name", "all"]
+    assert cli("main", *TINY, "--epochs", 4, "--keep", 4, *run)[0] == 0
+    flags = ["--validate_all", "--num_samples", 100, "--steps", 3]
+    status, stdout, stderr = cli("validation", *run, *flags)
+    assert status == 0 and stdout.count("floor") == 4, stderr
+    rows = json.loads(Path("outputs/all/scores_mnist_100_all.json").read_text())
+    assert [row["epoch"] for row in rows] == [0, 1, 2, 3]
+    assert Path("outputs/all/scores_mnist_100_all.png").exists()
+    events = EventAccumulator("runs/all/validation").Reload()
+    logged = events.Scalars("validation/fid_mnist")
+    assert [event.step for event in logged] == [0, 1, 2, 3]
+    assert logged[2].value == pytest.approx(rows[2]["fid"], rel=1e-6)
+
+
+def test_the_tables_of_the_readme(cli, refuses, monkeypatch, small_synthetic):
+    import benchmark
+
+    monkeypatch.setattr(
+        benchmark, "load_dataset", lambda name, *rest: load_dataset("synthetic", *rest)
+    )
+    np.save("other.npy", synthetic_digits(600, seed=5)[0].numpy())
+    flags = ["--features", "mnist", "--num_samples", 600]
+    status, stdout, _ = cli("benchmark", "floors", *flags)
+    assert status == 0 and stdout.count("| mnist |") == 1 and "| 512 |" in stdout
+    status, stdout, _ = cli("benchmark", "faults", *flags, "--other_images", "other.npy")
+    rows = [line.split(" | ") for line in stdout.splitlines() if line.startswith("| mnist")]
+    fids = {row[1]: float(row[2].split()[0]) for row in rows}
+    assert list(fids)[0] == "nothing" and "other" in fids
+    assert all(fids[name] > 5 * fids["nothing"] for name in ("blurred", "8 of 10 classes"))
+    assert Path("outputs/benchmark/faults.png").exists()
+    refuses("benchmark", "speed", words=("speed", "floors, faults"))
+
+
 def bad_images(kind):
     images = synthetic_digits(6, seed=5)[0].numpy()
     if kind == "empty folder":
@@ -235,8 +326,10 @@ def bad_images(kind):
     elif kind == "truncated png":
         pngs(Path("in"), images[:, 0])
         Path("in/3.png").write_bytes(Path("in/3.png").read_bytes()[:60])
-    elif kind == "one image":
-        np.save("in.npy", images[:1])
+    elif kind == "five images":
+        np.save("in.npy", images[:5])
+    elif kind == "another size":
+        np.save("in.npy", images[:, :, :20, :20])
     elif kind == "floats":
         np.save("in.npy", images / 255)
     elif kind == "text":
@@ -246,13 +339,14 @@ def bad_images(kind):
     return next(iter(Path().glob("in*")), "in")
 
 
-KINDS = ["missing", "empty folder", "mixed sizes", "colour", "truncated png", "one image"]
+KINDS = ["missing", "empty folder", "mixed sizes", "colour", "truncated png", "five images"]
+KINDS += ["another size"]
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "floats", "text", "pickle"])
-def test_bad_images_are_refused(refuses, kind):
+def test_bad_images_are_refused(refuses, small_synthetic, kind):
     path = bad_images(kind)
-    refuses("validation", "--images", path, words=(f"--images {path}",))
+    refuses("validation", "--images", path, "--dataset", "synthetic", words=(f"--images {path}",))
 
 
 @pytest.mark.parametrize(
@@ -260,10 +354,12 @@ def test_bad_images_are_refused(refuses, kind):
     [
         ([], ("nothing to score",)),
         (["--experiment_name", "none"], ("--experiment_name none", "no checkpoints")),
-        (["--num_samples", "1"], ("--num_samples 1", ">= 2")),
+        (["--num_samples", "5"], ("--num_samples 5", ">= 6")),
         (["--features", "vgg"], ("--features vgg", "mnist, inception")),
         (["--dims", "100"], ("--dims 100", "64, 192, 768, 2048")),
         (["--images", "a", "--path_to_model", "b"], ("--images", "--path_to_model")),
+        (["--images", "a", "--tstr"], ("--images", "--tstr")),
+        (["--validate_all"], ("--validate_all", "--experiment_name")),
     ],
 )
 def test_bad_flags_of_validation(refuses, flags, words):

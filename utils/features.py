@@ -5,22 +5,21 @@ well formed. `inception` is the network of the published FID: it sees texture an
 """
 
 import hashlib
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from config import NUM_CLASSES, UserError
+from config import UserError
+from utils.classifier import CLASSIFIER_SHA256, MNISTClassifier, load_classifier
 from utils.files import write_atomically
 
-CLASSIFIER_PATH = Path(__file__).parents[1] / "checkpoints" / "pretrained" / "mnist_classifier.pth"
-CLASSIFIER_SHA256 = "0c199308cc1138fb943f3db0c9b78c684fd207e7a198041866b85f9fa65ecabd"
 CACHE = Path("outputs") / "feature_cache"
+CACHE_BLOCK = 1000  # images a file, so that what an interrupted run has done is not lost
 
 
 class FeatureNetwork(Protocol):
@@ -37,44 +36,6 @@ class FeatureNetwork(Protocol):
     def __call__(self, images: Tensor) -> Tensor: ...
 
 
-class MNISTClassifier(nn.Module):
-    """A small convolutional classifier of 28x28 digits; its last hidden layer is the features."""
-
-    dim = 128
-
-    def __init__(self):
-        super().__init__()
-
-        def block(c_in: int, c_out: int) -> list[nn.Module]:
-            conv = nn.Conv2d(c_in, c_out, 3, padding=1, bias=False)
-            return [conv, nn.BatchNorm2d(c_out), nn.ReLU()]
-
-        self.body = nn.Sequential(
-            *block(1, 24), *block(24, 24), nn.MaxPool2d(2),  # 14x14
-            *block(24, 48), *block(48, 48), nn.MaxPool2d(2),  # 7x7
-            *block(48, self.dim), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-        )  # fmt: skip
-        self.head = nn.Linear(self.dim, NUM_CLASSES)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, 1, 28, 28) in [0, 1] -> features (B, 128) >= 0 and logits (B, 10)."""
-        features = self.body(x)
-        return features, self.head(features)
-
-
-def load_classifier(device="cpu") -> MNISTClassifier:
-    """The shipped classifier. Raises UserError if its file is missing or another one."""
-    try:
-        digest = hashlib.sha256(CLASSIFIER_PATH.read_bytes()).hexdigest()
-    except OSError:
-        raise UserError(f"{CLASSIFIER_PATH}: missing; restore it with git checkout") from None
-    if digest != CLASSIFIER_SHA256:
-        raise UserError(f"{CLASSIFIER_PATH}: damaged, its SHA-256 is {digest[:12]}...")
-    net = MNISTClassifier()
-    net.load_state_dict(torch.load(CLASSIFIER_PATH, map_location="cpu", weights_only=True))
-    return net.to(device, memory_format=torch.channels_last).eval()
-
-
 class MNISTFeatures:
     """The classifier's last hidden layer, 128-d."""
 
@@ -87,6 +48,11 @@ class MNISTFeatures:
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
         return self.net(images.to(self.device).float() / 255)[0].float().cpu()
+
+    @torch.inference_mode()
+    def probabilities(self, features: Tensor) -> Tensor:
+        """What the classifier makes of features (N, 128): probabilities of the classes, (N, 10)."""
+        return self.net.head(features.to(self.device)).softmax(dim=1).cpu()
 
 
 class InceptionFeatures:
@@ -122,41 +88,48 @@ def load_features(name: str, dims: int, device="cpu") -> FeatureNetwork:
     return MNISTFeatures(device) if name == "mnist" else InceptionFeatures(dims, device)
 
 
-def extract(network: FeatureNetwork, batches: Iterable[Tensor], total: int, what: str) -> Tensor:
-    """Features (N, dim) float32 of a stream of uint8 batches.
+def extract(network: FeatureNetwork, images: Tensor, what: str, cache: bool = False) -> Tensor:
+    """Features (N, dim) float32 of images (N, 1, H, W) uint8; a bar says `what` they are.
 
+    With `cache`, blocks of features are kept on disk and found again by the content of their
+    images: for real images, which are asked about in every run.
     Raises UserError when the network yields NaN or infinity: no score can be made of those.
     """
     parts = []
-    with tqdm(total=total, desc=f"{network.name} features of {what}", unit="img") as bar:
-        for batch in (part for big in batches for part in big.split(network.batch_size)):
-            parts.append(network(batch))
-            if not parts[-1].isfinite().all():
-                raise UserError(
-                    f"--features {network.name}: the network gives NaN or infinity,"
-                    " so its weights are damaged or incomplete; no score was computed"
-                )
-            bar.update(len(batch))
+    with tqdm(total=len(images), desc=f"{network.name} features of {what}", unit="img") as bar:
+        for block in images.split(CACHE_BLOCK):
+            parts.append(_cached(network, block, bar) if cache else _extract(network, block, bar))
     return torch.cat(parts)
 
 
-def cached_features(network: FeatureNetwork, images: Tensor, what: str) -> Tensor:
-    """Features of `images` (N, 1, H, W) uint8, kept on disk from one run to the next.
+def _extract(network: FeatureNetwork, images: Tensor, bar: tqdm) -> Tensor:
+    parts = []
+    for batch in images.split(network.batch_size):
+        parts.append(network(batch))
+        if not parts[-1].isfinite().all():
+            raise UserError(
+                f"--features {network.name}: the network gives NaN or infinity,"
+                " so its weights are damaged or incomplete; no score was computed"
+            )
+        bar.update(len(batch))
+    return torch.cat(parts)
 
-    The file's name holds the network's and the images' hashes and the file its own content's, so a
-    stale or damaged one is never trusted but made anew.
-    """
+
+def _cached(network: FeatureNetwork, images: Tensor, bar: tqdm) -> Tensor:
+    """The file's name holds the network's and the images' hashes and the file its own content's, so
+    a stale or damaged one is never trusted but made anew."""
     key = hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest()[:16]
     path = CACHE / f"{network.name}_{network.version}_{len(images)}_{key}.features"
     size = 4 * len(images) * network.dim
     try:
         data = path.read_bytes()
         if len(data) == 32 + size and hashlib.sha256(data[32:]).digest() == data[:32]:
+            bar.update(len(images))
             features = np.frombuffer(data[32:], dtype=np.float32).reshape(-1, network.dim)
             return torch.from_numpy(features.copy())
     except OSError:
         pass
-    features = extract(network, [images], len(images), what)
+    features = _extract(network, images, bar)
     data = features.numpy().tobytes()
     write_atomically(path, hashlib.sha256(data).digest() + data)
     return features

@@ -77,7 +77,12 @@ def _read_folder(path: Path, flag: str) -> np.ndarray:
     files = sorted(path.glob("*.png"))
     if not files:
         raise UserError(f"{flag} {path}: a folder without PNG files")
-    arrays = [np.asarray(Image.open(file)) for file in files]
-    if len({array.shape for array in arrays}) > 1:
-        raise UserError(f"{flag} {path}: its images are not all of one size and kind")
+    arrays = []
+    for file in files:
+        with Image.open(file) as image:
+            if image.mode != "L":
+                raise UserError(f"{flag} {path}: {file.name} is {image.mode}, must be 8-bit grey")
+            arrays.append(np.asarray(image))
+        if arrays[-1].shape != arrays[0].shape:
+            raise UserError(f"{flag} {path}: {file.name} is not of the size of {files[0].name}")
     return np.stack(arrays)

@@ -25,9 +25,9 @@ class TensorBoardLogger:
         rows = "\n".join(f"| {key} | {value} |" for key, value in settings.items())
         self.writer.add_text("config", f"| setting | value |\n| --- | --- |\n{rows}")
 
-    def scalars(self, step: int, **values: float) -> None:
+    def scalars(self, step: int, group: str = "train", **values: float) -> None:
         for name, value in values.items():
-            self.writer.add_scalar(f"train/{name}", value, step)
+            self.writer.add_scalar(f"{group}/{name}", value, step)
 
     def grid(self, step: int, name: str, grid: Tensor) -> None:
         """`grid`: uint8 (H, W), as `visualization.make_grid` gives it."""

@@ -4,11 +4,14 @@ import io
 import math
 from pathlib import Path
 
+import numpy as np
+import torch
 import torchvision
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from utils.diagnosis import Nearness
 from utils.files import write_atomically
 from utils.noise_scheduler import NoiseSchedule
 
@@ -52,4 +55,88 @@ def plot_schedule(schedule: NoiseSchedule) -> Figure:
     axes.set(xlabel="timestep t", ylabel="factor")
     axes.grid(alpha=0.3)
     axes.legend()
+    return figure
+
+
+def plot_scores(scores: dict, images: Tensor) -> Figure:
+    """The first hundred samples; where the classifier can read them, shares and FID by class."""
+    rows = scores.get("classes")
+    figure = Figure(figsize=(13 if rows else 5, 4.5))
+    panels = figure.subplots(1, 3 if rows else 1, squeeze=False)[0]
+    panels[0].imshow(make_grid(images[:100]).numpy(), cmap="gray")
+    panels[0].set(title=f"fid {scores['fid']:.2f} (real {scores['fid_floor']:.2f})")
+    panels[0].axis("off")
+    if rows:
+        pairs = [("share", "share_reference", "share of images")]
+        pairs += [("fid", "fid_floor", "FID within the class")]
+        for axes, (own, real, title) in zip(panels[1:], pairs, strict=True):
+            for key, shift, label in ((own, -0.2, "samples"), (real, 0.2, "real")):
+                heights = [row[key] or 0 for row in rows]
+                axes.bar([row["class"] + shift for row in rows], heights, 0.4, label=label)
+            axes.set(title=title, xlabel="class", xticks=range(len(rows)))
+            axes.margins(y=0.2)
+            axes.legend(ncols=2)
+    figure.tight_layout()
+    return figure
+
+
+def plot_nearness(spaces: dict[str, Nearness], images: Tensor, training: Tensor) -> Figure:
+    """By space: the samples nearest to training images, and the distances beside test images'."""
+    pairs = 12
+    figure = Figure(figsize=(13, 2.8 * len(spaces)))
+    panels = figure.subplots(len(spaces), 2, squeeze=False, width_ratios=(2.2, 1))
+    for (name, nearness), (left, right) in zip(spaces.items(), panels, strict=True):
+        closest = nearness.samples.argsort()[:pairs]
+        shown = torch.cat([images[closest], training[nearness.neighbours[closest]]])
+        left.imshow(make_grid(shown, columns=len(closest)).numpy(), cmap="gray")
+        left.set(title=f"closest in {name}: sample (top), training image (bottom)")
+        left.axis("off")
+        for label, distances in (("samples", nearness.samples), ("test images", nearness.test)):
+            right.hist(distances.numpy(), bins=60, density=True, histtype="step", label=label)
+        right.set(xlabel=f"distance in {name} to the nearest training image", yticks=[])
+        right.legend()
+    figure.tight_layout()
+    return figure
+
+
+def plot_curve(scores: list[dict]) -> Figure:
+    """FID of every checkpoint of a run against its epoch, and what real data scores."""
+    figure = Figure(figsize=(7, 4))
+    axes = figure.subplots()
+    epochs = [row["epoch"] for row in scores]
+    spread = [row["fid_spread"] for row in scores]
+    axes.errorbar(epochs, [row["fid"] for row in scores], spread, marker="o", label="samples")
+    axes.axhline(scores[0]["fid_floor"], color="gray", linestyle="--", label="real data")
+    axes.set(xlabel="epoch", ylabel=f"FID, {scores[0]['features']}, n = {scores[0]['n']}")
+    axes.set(yscale="log")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    return figure
+
+
+def plot_faults(found: dict[str, dict], sets: dict[str, Tensor]) -> Figure:
+    """Ten images of each set, and its FID and coverage in every feature space.
+
+    found: by feature network and set, the scores {metric: (value, standard error)}.
+    """
+    names = list(sets)
+    figure = Figure(figsize=(13, 0.75 * len(names) + 1))
+    panels = figure.subplots(1, 3, width_ratios=(1.6, 1, 1))
+    examples = make_grid(torch.cat([sets[name][:10] for name in names]), columns=10)
+    panels[0].imshow(examples.numpy(), cmap="gray")
+    panels[0].axis("off")
+    height, places = 0.8 / len(found), np.arange(len(names))
+    for shift, (network, by_set) in enumerate(found.items()):
+        for axes, metric in zip(panels[1:], ("fid", "coverage"), strict=True):
+            values = [by_set[name][metric][0] for name in names]
+            if metric == "fid":  # in units of what untouched images get
+                values = [value / values[0] for value in values]
+            axes.barh(places + (shift - 0.5) * height, values, height, label=network)
+    panels[1].set(xscale="log", xlabel="FID, as a multiple of that of untouched images")
+    panels[2].set(xlabel="coverage")
+    for axes in panels[1:]:
+        axes.set(yticks=places, yticklabels=names)
+        axes.invert_yaxis()
+        axes.legend()
+    figure.tight_layout()
     return figure

@@ -1,0 +1,45 @@
+import pytest
+import torch
+
+from utils.diagnosis import Nearness, class_table, confusion_matrix
+
+
+def gen(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def one_hot(labels, sure=0.91):
+    rest = (1 - sure) / 9
+    return torch.full((len(labels), 10), rest).scatter(1, labels[:, None], sure)
+
+
+def test_the_class_table_counts_and_scores_each_class():
+    reference, floor = torch.arange(400) % 10, torch.arange(300) % 10
+    samples = torch.arange(300) % 5  # half the classes are missing
+    labels = {"samples": samples, "floor": floor, "reference": reference}
+    features = {k: torch.randn(len(v), 3, generator=gen(1)) for k, v in labels.items()}
+    features["samples"][samples == 2] += 10  # and one is badly drawn
+    asked = torch.where(samples == 1, 3, samples)
+    rows = class_table({k: one_hot(v) for k, v in labels.items()}, features, asked)
+    assert [row["n"] for row in rows] == [60] * 5 + [0] * 5
+    assert rows[0]["share"] == pytest.approx(0.2) and rows[9]["share_reference"] == 0.1
+    assert rows[0]["confidence"] == pytest.approx(0.91) and rows[7]["confidence"] is None
+    assert rows[2]["fid"] > 200 and rows[0]["fid"] < 5 and rows[7]["fid"] is None
+    assert all(0 < row["fid_floor"] < 5 for row in rows)
+    assert rows[0]["agreement"] == 1 and rows[3]["agreement"] == 0.5
+    assert rows[1]["agreement"] is None
+
+
+def test_the_confusion_matrix_has_asked_rows():
+    matrix = confusion_matrix(torch.tensor([4, 4, 9]), torch.tensor([4, 9, 9]))
+    assert matrix.shape == (10, 10) and matrix.sum() == 3
+    assert matrix[4, 4] == matrix[4, 9] == matrix[9, 9] == 1
+
+
+def test_copies_are_nearer_than_test_images_and_fresh_images_are_not():
+    training, test, fresh = (torch.randn(n, 5, generator=gen(n)) for n in (900, 500, 300))
+    same = Nearness(fresh, test, training)
+    assert same.closer == pytest.approx(0.5, abs=0.06) and same.closest_percent < 0.04
+    copies = Nearness(training[100:400] + 1e-4, test, training)
+    assert copies.closer > 0.99 and copies.closest_percent > 0.95
+    assert copies.neighbours.tolist() == list(range(100, 400)) and copies.samples.max() < 1e-3

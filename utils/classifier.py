@@ -1,0 +1,107 @@
+"""The project's own digit classifier: its features score images, its labels sort them."""
+
+import hashlib
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from config import NUM_CLASSES, UserError
+from utils.data_loader import epoch_batches
+
+CLASSIFIER_PATH = Path(__file__).parents[1] / "checkpoints" / "pretrained" / "mnist_classifier.pth"
+CLASSIFIER_SHA256 = "0c199308cc1138fb943f3db0c9b78c684fd207e7a198041866b85f9fa65ecabd"
+
+
+class MNISTClassifier(nn.Module):
+    """A small convolutional classifier of 28x28 digits; its last hidden layer is the features."""
+
+    dim = 128
+
+    def __init__(self):
+        super().__init__()
+
+        def block(c_in: int, c_out: int) -> list[nn.Module]:
+            conv = nn.Conv2d(c_in, c_out, 3, padding=1, bias=False)
+            return [conv, nn.BatchNorm2d(c_out), nn.ReLU()]
+
+        self.body = nn.Sequential(
+            *block(1, 24), *block(24, 24), nn.MaxPool2d(2),  # 14x14
+            *block(24, 48), *block(48, 48), nn.MaxPool2d(2),  # 7x7
+            *block(48, self.dim), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        )  # fmt: skip
+        self.head = nn.Linear(self.dim, NUM_CLASSES)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, 1, 28, 28) in [0, 1] -> features (B, 128) >= 0 and logits (B, 10)."""
+        features = self.body(x)
+        return features, self.head(features)
+
+
+def load_classifier(device="cpu") -> MNISTClassifier:
+    """The shipped classifier. Raises UserError if its file is missing or another one."""
+    try:
+        digest = hashlib.sha256(CLASSIFIER_PATH.read_bytes()).hexdigest()
+    except OSError:
+        raise UserError(f"{CLASSIFIER_PATH}: missing; restore it with git checkout") from None
+    if digest != CLASSIFIER_SHA256:
+        raise UserError(f"{CLASSIFIER_PATH}: damaged, its SHA-256 is {digest[:12]}...")
+    net = MNISTClassifier()
+    net.load_state_dict(torch.load(CLASSIFIER_PATH, map_location="cpu", weights_only=True))
+    return net.to(device, memory_format=torch.channels_last).eval()
+
+
+def jitter(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Small random affine maps of x (B, 1, H, W): 10 degrees, 10 % of size, 2 pixels of shift."""
+    u = torch.rand(5, len(x), generator=generator).to(x) * 2 - 1
+    angle, log_scale, shear = u[0] * math.radians(10), u[1] * 0.1, u[2] * 0.1
+    cos, sin = angle.cos() * log_scale.exp(), angle.sin() * log_scale.exp()
+    shift = u[3:] * 2 * 2 / x.shape[-1]  # 2 pixels, where the image is 2 units wide
+    rows = [torch.stack([cos, shear - sin, shift[0]], 1), torch.stack([sin, cos, shift[1]], 1)]
+    grid = F.affine_grid(torch.stack(rows, 1), list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, align_corners=False)
+
+
+def train_classifier(
+    images: Tensor,
+    labels: Tensor,
+    device: torch.device,
+    *,
+    epochs: int = 12,
+    batch_size: int = 128,
+    lr: float = 1e-2,
+    seed: int = 0,
+) -> MNISTClassifier:
+    """A classifier of images (N, 1, 28, 28) uint8, labels (N,) int64 in 0..9; N >= 2.
+
+    AdamW with a one-cycle learning rate, which peaks at `lr`, on jittered images.
+    """
+    images, labels = images.to(device), labels.to(device)
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    net = MNISTClassifier().to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=0.05)
+    steps_per_epoch = len(images) // min(batch_size, len(images))
+    steps = epochs * steps_per_epoch
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
+    with tqdm(total=steps, desc="training a classifier", unit="step") as bar:
+        for epoch in range(epochs):
+            for index in epoch_batches(len(images), batch_size, seed, epoch):
+                x = jitter(images[index].float() / 255, generator)
+                loss = F.cross_entropy(net(x)[1], labels[index])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                bar.update()
+    return net.eval()
+
+
+@torch.inference_mode()
+def accuracy(net: MNISTClassifier, images: Tensor, labels: Tensor, device: torch.device) -> float:
+    """Share of images (N, 1, 28, 28) uint8 whose most likely class is the label."""
+    logits = [net(batch.to(device).float() / 255)[1] for batch in images.split(500)]
+    return (torch.cat(logits).argmax(1).cpu() == labels).float().mean().item()
