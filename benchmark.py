@@ -86,8 +86,9 @@ def faults(cfg: SpacesConfig) -> None:
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(cfg.seed))
     sets = faulty_sets(images[chosen], labels[chosen], cfg.num_samples, cfg.seed)
     if cfg.other_images:
-        others = load_images(Path(cfg.other_images), "--other_images")
-        sets[Path(cfg.other_images).stem] = others[: cfg.num_samples]
+        path = Path(cfg.other_images)
+        others = load_images(path, "--other_images")[: cfg.num_samples]
+        sets[f"{path.stem}, n = {len(others)}"] = others
     found = {}
     for network in cfg.networks():
         reference = extract(network, test, "the test set", cache=True)

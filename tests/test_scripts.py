@@ -309,7 +309,7 @@ def test_the_tables_of_the_readme(cli, refuses, monkeypatch, small_synthetic):
     status, stdout, _ = cli("benchmark", "faults", *flags, "--other_images", "other.npy")
     rows = [line.split(" | ") for line in stdout.splitlines() if line.startswith("| mnist")]
     fids = {row[1]: float(row[2].split()[0]) for row in rows}
-    assert list(fids)[0] == "nothing" and "other" in fids
+    assert list(fids)[0] == "nothing" and "other, n = 600" in fids
     assert all(fids[name] > 5 * fids["nothing"] for name in ("blurred", "8 of 10 classes"))
     assert Path("outputs/benchmark/faults.png").exists()
     refuses("benchmark", "speed", words=("speed", "floors, faults"))

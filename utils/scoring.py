@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -68,9 +67,8 @@ class Yardstick:
             self._check_size(cfg, candidates)
             train, _ = load_dataset(dataset, cfg.data_dir, "train")
             self.features = extract(network, self.images, "the reference", cache=True)
-            self.stand_in = train[
-                torch.randperm(len(train), generator=generator)[: len(candidates)]
-            ]
+            chosen = torch.randperm(len(train), generator=generator)[: len(candidates)]
+            self.stand_in = train[chosen]
             self.stand_in_features = extract(network, self.stand_in, "real images", cache=True)
             self.floor = all_scores(self.stand_in_features, self.features)
 
@@ -115,32 +113,32 @@ def score_text(value: float, error: float) -> str:
     return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
-def print_scores(scores: dict, say: Callable[[str], None] = print) -> None:
+def print_scores(scores: dict) -> None:
     """For people: the facts, and each metric beside its floor."""
     details = {
         f"{name}{part}" for name in METRICS for part in ("", "_spread", "_floor", "_floor_spread")
     }
     for key, value in scores.items():
         if key not in details and isinstance(value, (str, int, float)):
-            say(f"{key:16} {value:.4g}" if isinstance(value, float) else f"{key:16} {value}")
-    say(f"\n{'':12} {'samples':>20} {'real data':>20}")
+            print(f"{key:16} {value:.4g}" if isinstance(value, float) else f"{key:16} {value}")
+    print(f"\n{'':12} {'samples':>20} {'real data':>20}")
     for name in METRICS:
         own = score_text(scores[name], scores[f"{name}_spread"])
         floor = score_text(scores[f"{name}_floor"], scores[f"{name}_floor_spread"])
-        say(f"{name:12} {own:>20} {floor:>20}")
+        print(f"{name:12} {own:>20} {floor:>20}")
 
 
-def print_classes(scores: dict, say: Callable[[str], None] = print) -> None:
+def print_classes(scores: dict) -> None:
     """A row for each class: share of samples, the classifier's confidence, FID, agreement."""
 
     def cell(row: dict, key: str, form: str) -> str:
         return format(row[key], form) if row.get(key) is not None else "-"
 
     asked = "agreement" in scores
-    say("\nclass      n   share (real)   confidence (real)      fid (real)" + "   agrees" * asked)
+    print("\nclass      n   share (real)   confidence (real)      fid (real)" + "   agrees" * asked)
     for row in scores["classes"]:
         line = f"{row['class']:5} {row['n']:6}  {cell(row, 'share', '6.3f')}"
         line += f" ({cell(row, 'share_reference', '.3f')})       {cell(row, 'confidence', '6.4f')}"
         line += f" ({cell(row, 'confidence_reference', '.4f')}) {cell(row, 'fid', '8.2f')}"
         line += f" ({cell(row, 'fid_floor', '.2f')})"
-        say(line + (f"   {cell(row, 'agreement', '.4f')}" if asked else ""))
+        print(line + (f"   {cell(row, 'agreement', '.4f')}" if asked else ""))
