@@ -66,9 +66,7 @@ def kid(features: Tensor, reference: Tensor, seed: int = 0) -> Score:
         torch.randperm(len(x), generator=generator)[: count // size * size].split(size)
         for x in (features, reference)
     ]
-    values = [
-        polynomial_mmd2(features[i], reference[j]) for i, j in zip(*blocks, strict=True)
-    ]  # fmt: skip
+    values = [polynomial_mmd2(features[i], reference[j]) for i, j in zip(*blocks, strict=True)]
     return mean_and_error(torch.tensor(values, dtype=torch.float64))
 
 
