@@ -18,7 +18,8 @@ DIGIT_DATASETS = ("mnist", "synthetic")  # what the classifier can read
 SCHEDULES = ("cosine", "linear")
 PREDICTIONS = ("v", "eps", "x0")
 WEIGHTINGS = ("none", "min_snr")
-SAMPLERS = ("dpmpp_2m", "ddim", "ddpm")
+SAMPLERS = ("unipc", "dpmpp_2m", "heun", "ddim", "ddpm")
+SPACINGS = ("linear", "quadratic", "karras", "logsnr")
 DEVICES = ("auto", "cuda", "mps", "cpu")
 INCEPTION_DIMS = (64, 192, 768, 2048)
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -67,7 +68,7 @@ class TrainConfig:
     seed: int = setting(0, "seed of weights, data order and noise", low=0, high=2**63 - 1)
 
     device: str = setting("auto", "where to compute", choices=DEVICES)
-    precision: str = setting("auto", "auto: bf16 on CUDA, else fp32", choices=PRECISIONS)
+    precision: str = setting("auto", "auto: bf16 where that is fast", choices=PRECISIONS)
     compile: bool = setting(False, "torch.compile the network (CUDA)")
 
     experiment_name: str | None = setting(None, "folder name; default from the settings")
@@ -91,13 +92,17 @@ class SampleConfig:
 
     checkpoint: str = setting("checkpoints/pretrained/unet.pth", "the model to sample from")
     num_samples: int = setting(64, "how many images", low=1)
-    sampler: str = setting("dpmpp_2m", "sampling method", choices=SAMPLERS)
-    steps: int | None = setting(None, "sampling steps; default 20, and T for ddpm", low=1)
+    sampler: str = setting("unipc", "sampling method", choices=SAMPLERS)
+    steps: int | None = setting(None, "sampling steps; default from the sampler", low=1)
+    spacing: str | None = setting(
+        None, "of noise levels; default from the sampler", choices=SPACINGS
+    )
     seed: int = setting(0, "image k of a seed is always the same image", low=0, high=2**63 - 1)
     label: int | None = setting(None, "class 0-9 (class-conditional models)", low=0, high=9)
     guidance: float = setting(1.0, "1: conditional, 0: unconditional, more: stronger", low=0)
     batch_size: int = setting(250, "images in one network call", low=1)
     device: str = setting("auto", "where to compute", choices=DEVICES)
+    precision: str = setting("auto", "auto: bf16 where that is fast", choices=PRECISIONS)
     output: str = setting("outputs/samples.png", "PNG grid to write")
     npz: str | None = setting(None, "also write `images`, uint8 (N, 1, 28, 28), to this file")
     strip: str | None = setting(None, "also write a PNG of the denoising path of 8 images")
@@ -118,12 +123,16 @@ class EvalConfig:
     dims: int = setting(2048, "Inception layer", choices=INCEPTION_DIMS)
     memorization: bool = setting(False, "look for copies of training images")
     tstr: bool = setting(False, "train on synthetic, test on real (class-conditional models)")
-    sampler: str = setting("dpmpp_2m", "sampling method", choices=SAMPLERS)
-    steps: int | None = setting(None, "sampling steps; default 20, and T for ddpm", low=1)
+    sampler: str = setting("unipc", "sampling method", choices=SAMPLERS)
+    steps: int | None = setting(None, "sampling steps; default from the sampler", low=1)
+    spacing: str | None = setting(
+        None, "of noise levels; default from the sampler", choices=SPACINGS
+    )
     guidance: float = setting(1.0, "1: conditional, 0: unconditional, more: stronger", low=0)
     seed: int = setting(0, "seed of the samples", low=0, high=2**63 - 1)
     batch_size: int = setting(250, "images in one network call", low=1)
     device: str = setting("auto", "where to compute", choices=DEVICES)
+    precision: str = setting("auto", "auto: bf16 where that is fast", choices=PRECISIONS)
     dataset: str = setting("mnist", "reference for --images", choices=DATASETS)
     data_dir: str = setting("./data", "where the data is, or is downloaded to")
     json: str | None = setting(None, "result file; default outputs/<experiment>/scores_....json")

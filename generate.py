@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from config import NUM_CLASSES, SampleConfig, TrainConfig, UserError, parse, run
 from models import build_diffusion, build_model
-from models.diffusion import Denoiser, Diffusion, check_steps
-from models.samplers import sample_images
+from models.diffusion import Denoiser, Diffusion
+from models.samplers import check_steps, sample_images
 from utils.checkpoint import load_checkpoint, load_weights
 from utils.data_loader import to_uint8
 from utils.device import pick_device
@@ -91,10 +91,12 @@ def main() -> None:
         cfg.num_samples,
         sampler=cfg.sampler,
         steps=steps,
+        spacing=cfg.spacing,
         seed=cfg.seed,
         labels=labels,
         guidance=cfg.guidance,
         batch_size=cfg.batch_size,
+        precision=cfg.precision,
         watch=recorder if cfg.strip else lambda denoise: denoise,
     )
     parts = []

@@ -15,12 +15,11 @@ from tqdm import tqdm
 
 from config import DIGIT_DATASETS, EvalConfig, UserError, parse, run
 from generate import load_model, pick_labels
-from models.diffusion import check_steps
-from models.samplers import sample_images
+from models.samplers import SAMPLERS, check_steps, sample_images
 from utils.checkpoint import epoch_number, list_checkpoints
 from utils.classifier import accuracy, train_classifier
 from utils.data_loader import load_dataset
-from utils.device import pick_device
+from utils.device import arithmetic, pick_device
 from utils.diagnosis import Nearness, class_table, confusion_matrix
 from utils.features import MNISTFeatures, extract, load_features
 from utils.files import load_images, writable_folder, write_atomically
@@ -70,13 +69,21 @@ def draw_candidate(cfg: EvalConfig, path: Path, device: torch.device) -> Candida
         flag = "--tstr" if cfg.tstr else f"--guidance {cfg.guidance:g}"
         raise UserError(f"{flag}: {path} is unconditional, and its images have no labels")
     steps = check_steps(cfg.steps, cfg.sampler, train_cfg.timesteps)
-    options = {"sampler": cfg.sampler, "steps": steps, "seed": cfg.seed, "guidance": cfg.guidance}
+    spacing = cfg.spacing or SAMPLERS[cfg.sampler].spacing
+    options = {"sampler": cfg.sampler, "steps": steps, "spacing": spacing}
+    options |= {"seed": cfg.seed, "guidance": cfg.guidance}
     evaluated = []  # images that went through the network, call by call
     net.register_forward_hook(lambda module, inputs, output: evaluated.append(len(output)))
     parts = []
     with tqdm(total=cfg.num_samples, desc=f"drawing with {path.name}", unit="img") as bar:
         for batch in sample_images(
-            diffusion, net, cfg.num_samples, labels=labels, batch_size=cfg.batch_size, **options
+            diffusion,
+            net,
+            cfg.num_samples,
+            labels=labels,
+            batch_size=cfg.batch_size,
+            precision=cfg.precision,
+            **options,
         ):
             parts.append(batch)
             bar.update(len(batch))
@@ -85,6 +92,7 @@ def draw_candidate(cfg: EvalConfig, path: Path, device: torch.device) -> Candida
         "model_hash": content_hash(path.read_bytes()),
         "model_type": train_cfg.model_type,
         **options,
+        "arithmetic": arithmetic(device, cfg.precision),
         "network_calls": sum(evaluated) / cfg.num_samples,
     }
     name = cfg.experiment_name or path.parent.name
@@ -160,12 +168,12 @@ class Scorer:
 
     def memorization(self, candidate: Candidate, seen: Tensor) -> dict:
         """Are samples copies of training images, in pixels or in features of the classifier?"""
-        train, _ = load_dataset(self.dataset, self.cfg.data_dir, "train")
+        train, labels = load_dataset(self.dataset, self.cfg.data_dir, "train")
         test, _ = load_dataset(self.dataset, self.cfg.data_dir, "test")
         pixels = [x.flatten(1).float() / 255 for x in (candidate.images, test, train)]
         real = [extract(self.classifier, x, "real images", cache=True) for x in (test, train)]
         spaces = {"pixels": Nearness(*pixels), "features": Nearness(seen, *real)}
-        figure = plot_nearness(spaces, candidate.images, train)
+        figure = plot_nearness(spaces, candidate.images, train, labels)
         save_figure(Path("outputs") / candidate.name / "memorization.png", figure)
         found = {}
         for space, nearness in spaces.items():

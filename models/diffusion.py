@@ -10,7 +10,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from config import UserError
 from utils.noise_scheduler import NoiseSchedule
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]  # (x, sigma) -> x0_hat
@@ -112,15 +111,6 @@ class Diffusion:
             s = float(sigma) * a
             t = self.schedule.t_at(sigma).to(x).expand(x.shape[0])
             x_t = x * a
-            return self.to_x0(predict(x_t, t), x_t, a, s).clamp(-1, 1)
+            return self.to_x0(predict(x_t, t).float(), x_t, a, s).clamp(-1, 1)
 
         return denoise
-
-
-def check_steps(flag_value: int | None, sampler: str, timesteps: int) -> int:
-    """Resolve --steps: 20 by default, T for ddpm. Raises UserError unless 1 <= steps <= T."""
-    if flag_value is None:
-        return timesteps if sampler == "ddpm" else min(20, timesteps)
-    if flag_value > timesteps:
-        raise UserError(f"--steps {flag_value}: must be an integer >= 1 and <= T = {timesteps}")
-    return flag_value

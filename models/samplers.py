@@ -9,19 +9,20 @@
 
 All work in variance-exploding coordinates x = x0 + sigma * eps, where the probability flow is
 dx/dsigma = (x - D(x, sigma)) / sigma (Karras et al. 2022, eq. 1 and 3), and all end on the value
-of D at the last noise level. One step is one network call.
+of D at the last noise level. One step is one network call, but two for Heun.
 """
 
+import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from config import IMAGE_SIZE
-from config import SAMPLERS as SAMPLER_NAMES
-from models.diffusion import Denoiser, Diffusion, check_steps
+from config import IMAGE_SIZE, UserError
+from models.diffusion import Denoiser, Diffusion
 from utils.data_loader import to_uint8
-from utils.device import seeded_generator
+from utils.device import autocast, seeded_generator
 
 Noise = Callable[[], Tensor]
 
@@ -67,7 +68,70 @@ def sample_dpmpp_2m(denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) 
     return x
 
 
-SAMPLERS = dict(zip(SAMPLER_NAMES, (sample_dpmpp_2m, sample_ddim, sample_ddpm), strict=True))
+def sample_heun(denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Tensor:
+    """Heun's method on the probability flow (Karras et al. 2022, algorithm 1), deterministic.
+
+    Second order with two network calls a step; the last step, to sigma = 0, is Euler's and has one.
+    """
+    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+        x0_hat = denoise(x, sigma)
+        slope = (x - x0_hat) / float(sigma)
+        step = float(sigma_next - sigma)
+        x_next = x + step * slope
+        if sigma_next > 0:
+            slope_next = (x_next - denoise(x_next, sigma_next)) / float(sigma_next)
+            x_next = x + step * (slope + slope_next) / 2
+        x = x_next
+    return x
+
+
+def sample_unipc(denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Tensor:
+    """UniPC-2 with B(h) = e^h - 1, deterministic (Zhao et al. 2023, algorithms 1 and 2).
+
+    The predictor is DPM-Solver++(2M). The corrector then takes the step again with the denoised
+    image of its end, which the next step needs anyway: third order at one network call a step.
+    """
+    x0_hat = denoise(x, sigmas[0])
+    previous, last_step = None, None
+    for sigma, sigma_next in zip(sigmas[:-2], sigmas[1:-1], strict=True):
+        h = float((sigma / sigma_next).log())  # lambda = -log sigma in these coordinates
+        weight = -math.expm1(-h)
+        euler = x0_hat + math.exp(-h) * (x - x0_hat)
+        past = 0.0 if previous is None else (x0_hat - previous) * (h / last_step)
+        x0_next = denoise(euler + weight / 2 * past, sigma_next)
+        change = x0_next - x0_hat
+        b1 = (1 - weight / h) / weight  # of a change linear in lambda
+        b2 = (1 - 2 * (1 - weight / h) / h) / weight  # of a quadratic one
+        bend = 0.0 if previous is None else (b1 - b2) / (1 + last_step / h)
+        x = euler + weight * (bend * past + (b1 - bend) * change)
+        previous, last_step, x0_hat = x0_hat, h, x0_next
+    return x0_hat
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A sampler's function and what it does best with; steps None means T."""
+
+    function: Callable[..., Tensor]
+    spacing: str
+    steps: int | None
+
+
+SAMPLERS = {
+    "unipc": Sampler(sample_unipc, "karras", 20),
+    "dpmpp_2m": Sampler(sample_dpmpp_2m, "karras", 20),
+    "heun": Sampler(sample_heun, "karras", 10),
+    "ddim": Sampler(sample_ddim, "linear", 50),
+    "ddpm": Sampler(sample_ddpm, "linear", None),
+}
+
+
+def check_steps(flag_value: int | None, sampler: str, timesteps: int) -> int:
+    """Resolve --steps: the sampler's own by default. Raises UserError unless 1 <= steps <= T."""
+    steps = flag_value or min(SAMPLERS[sampler].steps or timesteps, timesteps)
+    if steps > timesteps:
+        raise UserError(f"--steps {steps}: must be an integer >= 1 and <= T = {timesteps}")
+    return steps
 
 
 class ImageNoise:
@@ -92,12 +156,14 @@ def sample_images(
     net: nn.Module,
     count: int,
     *,
-    sampler: str = "dpmpp_2m",
+    sampler: str = "unipc",
     steps: int | None = None,
+    spacing: str | None = None,
     seed: int = 0,
     labels: Tensor | None = None,
     guidance: float = 1.0,
     batch_size: int = 250,
+    precision: str = "auto",
     watch: Callable[[Denoiser], Denoiser] = lambda denoise: denoise,
 ) -> Iterator[Tensor]:
     """Draw images 0..count-1 of `seed`, in batches (B, 1, 28, 28) uint8 on the CPU.
@@ -107,11 +173,13 @@ def sample_images(
     """
     device = next(net.parameters()).device
     steps = check_steps(steps, sampler, diffusion.schedule.timesteps)
-    sigmas = diffusion.schedule.sampling_sigmas(steps)
+    sigmas = diffusion.schedule.sampling_sigmas(steps, spacing or SAMPLERS[sampler].spacing)
     for start in range(0, count, batch_size):
         numbers = range(start, min(start + batch_size, count))
         y = None if labels is None else labels[numbers.start : numbers.stop].to(device)
         denoise = watch(diffusion.denoiser(net, y, guidance))
         noise = ImageNoise(seed, numbers, (1, IMAGE_SIZE, IMAGE_SIZE), device)
         x = noise() * float((1 + sigmas[0] ** 2).sqrt())  # x0 is unknown: give it unit variance
-        yield to_uint8(SAMPLERS[sampler](denoise, x, sigmas, noise)).cpu()
+        with autocast(device, precision):  # the network; samplers themselves stay in float32
+            x0 = SAMPLERS[sampler].function(denoise, x, sigmas, noise)
+        yield to_uint8(x0).cpu()

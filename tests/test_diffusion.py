@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from config import PREDICTIONS, WEIGHTINGS, UserError
+from config import PREDICTIONS, WEIGHTINGS
 from models import diffusion as D
-from models.diffusion import Diffusion, check_steps
+from models.diffusion import Diffusion
 from utils.noise_scheduler import NoiseSchedule
 
 SCHEDULE = NoiseSchedule("cosine", 50)
@@ -123,12 +123,3 @@ def test_other_guidance_extrapolates_in_one_batch_of_both():
     x0_hat = denoise(torch.zeros(2, 1, 4, 4), SCHEDULE.sigmas[5])
     torch.testing.assert_close(x0_hat[:, 0, 0, 0], torch.tensor([-0.2, 0.2]))
     assert net.calls == [4]
-
-
-def test_steps_default_and_limit():
-    assert check_steps(None, "ddpm", 300) == 300
-    assert check_steps(None, "ddim", 300) == 20
-    assert check_steps(None, "ddim", 7) == 7
-    assert check_steps(300, "ddim", 300) == 300
-    with pytest.raises(UserError, match="--steps 301"):
-        check_steps(301, "ddim", 300)

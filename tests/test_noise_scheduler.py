@@ -3,8 +3,9 @@ import math
 import pytest
 import torch
 
-from config import SCHEDULES
-from utils.noise_scheduler import ALPHA_BARS, NoiseSchedule
+from config import SCHEDULES, SPACINGS
+from utils.noise_scheduler import ALPHA_BARS, SIGMA_START, NoiseSchedule
+from utils.noise_scheduler import SPACINGS as SPACING_FUNCTIONS
 
 
 def test_every_schedule_of_the_flag_exists():
@@ -52,11 +53,30 @@ def test_t_to_sigma_and_back(name):
     assert schedule.t_at(outside).tolist() == [0, 299]
 
 
+def test_every_spacing_of_the_flag_exists():
+    assert set(SPACING_FUNCTIONS) == set(SPACINGS)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("timesteps", [2, 7, 50])
-def test_sampling_sigmas_fall_strictly_from_the_first_level_to_zero(timesteps):
+def test_sampling_sigmas_fall_strictly_from_the_first_level_to_zero(timesteps, spacing):
     schedule = NoiseSchedule("cosine", timesteps)
     for steps in range(1, timesteps + 1):
-        sigmas = schedule.sampling_sigmas(steps)
+        sigmas = schedule.sampling_sigmas(steps, spacing)
         assert sigmas.shape == (steps + 1,) and (sigmas.diff() < 0).all()
-        assert sigmas[0] == schedule.sigmas[-1] and sigmas[-1] == 0
-        assert steps == 1 or sigmas[-2] == schedule.sigmas[0]
+        assert math.isclose(sigmas[0], schedule.sigmas[-1]) and sigmas[-1] == 0
+        assert steps == 1 or math.isclose(sigmas[-2], schedule.sigmas[0])
+
+
+def test_linear_spacing_uses_levels_the_network_was_trained_at():
+    schedule = NoiseSchedule("cosine", 300)
+    assert torch.isin(schedule.sampling_sigmas(20, "linear")[:-1], schedule.sigmas).all()
+    torch.testing.assert_close(schedule.sampling_sigmas(300)[:-1], schedule.sigmas.flip(0))
+
+
+@pytest.mark.parametrize("spacing, to", [("karras", lambda s: s ** (1 / 7)), ("logsnr", torch.log)])
+def test_spacings_in_sigma_are_even_below_the_first_call(spacing, to):
+    sigmas = NoiseSchedule("cosine", 300).sampling_sigmas(20, spacing)[1:-1]
+    torch.testing.assert_close(sigmas[0].item(), SIGMA_START)
+    gaps = to(sigmas).diff()
+    torch.testing.assert_close(gaps, gaps[0].expand(len(gaps)))

@@ -3,14 +3,15 @@ import math
 import pytest
 import torch
 
-from config import TrainConfig
+from config import SAMPLERS as SAMPLER_NAMES
+from config import SPACINGS, TrainConfig, UserError
 from models import build_diffusion, build_model
 from models.samplers import (
     SAMPLERS,
     ImageNoise,
+    check_steps,
     sample_ddim,
     sample_ddpm,
-    sample_dpmpp_2m,
     sample_images,
 )
 from utils.noise_scheduler import NoiseSchedule
@@ -24,16 +25,20 @@ def gaussian(x, sigma):
 
 
 def flow_error(sampler, steps):
-    """Distance to the exact end of the probability flow from sigma 10 to 0.1."""
+    """Distance to the exact end of the probability flow from sigma 10 to 0.1, denoised there."""
     sigmas = torch.logspace(1, -1, steps + 1, dtype=torch.float64)
     x = torch.linspace(-20, 20, 9, dtype=torch.float64)
     scale = math.sqrt((S**2 + 0.1**2) / (S**2 + 10**2))
-    return (sampler(gaussian, x, sigmas, None) - (MU + scale * (x - MU))).abs().max().item()
+    exact = gaussian(MU + scale * (x - MU), sigmas[-1])
+    got = sampler(gaussian, x, torch.cat([sigmas, torch.zeros(1)]), None)
+    return (got - exact).abs().max().item()
 
 
-@pytest.mark.parametrize("sampler, ratio", [(sample_ddim, 1.9), (sample_dpmpp_2m, 3.8)])
-def test_order_of_accuracy(sampler, ratio):
-    errors = [flow_error(sampler, steps) for steps in (40, 80, 160)]
+@pytest.mark.parametrize(
+    "name, ratio", [("ddim", 1.9), ("heun", 3.8), ("dpmpp_2m", 3.8), ("unipc", 7.6)]
+)
+def test_order_of_accuracy(name, ratio):
+    errors = [flow_error(SAMPLERS[name].function, steps) for steps in (40, 80, 160)]
     assert errors[0] / errors[1] > ratio and errors[1] / errors[2] > ratio
     assert errors[2] < 0.02
 
@@ -82,7 +87,7 @@ def test_ddpm_of_the_ideal_denoiser_gives_the_data_distribution():
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_one_call_a_step_and_the_last_value_is_returned(name):
+def test_network_calls_and_the_last_value_is_returned(name):
     calls = []
 
     def denoise(x, sigma):
@@ -90,8 +95,11 @@ def test_one_call_a_step_and_the_last_value_is_returned(name):
         return torch.full_like(x, 0.25)
 
     sigmas = NoiseSchedule("cosine", 30).sampling_sigmas(7)
-    x = SAMPLERS[name](denoise, torch.randn(2, 1, 4, 4), sigmas, lambda: torch.zeros(2, 1, 4, 4))
-    assert calls == sigmas[:-1].tolist()
+    x = SAMPLERS[name].function(
+        denoise, torch.randn(2, 1, 4, 4), sigmas, lambda: torch.zeros(2, 1, 4, 4)
+    )
+    twice = sigmas[1:-1].repeat_interleave(2).tolist()
+    assert calls == ([sigmas[0].item(), *twice] if name == "heun" else sigmas[:-1].tolist())
     torch.testing.assert_close(x, torch.full_like(x, 0.25))
 
 
@@ -125,3 +133,17 @@ def test_an_image_is_the_same_at_any_batch_size(name):
     for other in (draw(1), draw(7), draw(7, count=8)):
         # convolution kernels may round differently by batch size: at most one grey level
         assert (whole[: len(other)].int() - other.int()).abs().max() <= 1
+
+
+def test_steps_default_and_limit():
+    assert check_steps(None, "ddpm", 300) == 300
+    assert check_steps(None, "ddim", 300) == SAMPLERS["ddim"].steps < 300
+    assert check_steps(None, "ddim", 7) == 7
+    assert check_steps(300, "ddim", 300) == 300
+    with pytest.raises(UserError, match="--steps 301"):
+        check_steps(301, "ddim", 300)
+
+
+def test_every_sampler_of_the_flag_exists():
+    assert tuple(SAMPLERS) == SAMPLER_NAMES
+    assert {sampler.spacing for sampler in SAMPLERS.values()} <= set(SPACINGS)

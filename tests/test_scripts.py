@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from config import SAMPLERS
 from tests.conftest import ROOT
 from utils.classifier import MNISTClassifier
 from utils.data_loader import load_dataset
@@ -75,7 +78,7 @@ def test_train_generate_validate(cli, own_folder, model_type):
     scores = json.loads((Path("outputs") / name / "scores_mnist_100.json").read_text())
     assert scores["n"] == 100 and scores["features"] == "mnist"
     assert scores["fid"] > scores["fid_floor"] > 0 and scores["kid"] > 5 * scores["kid_spread"]
-    assert scores["steps"] == scores["network_calls"] == 20 and scores["sampler"] == "dpmpp_2m"
+    assert scores["steps"] == scores["network_calls"] == 20 and scores["sampler"] == "unipc"
     assert (Path("outputs") / name / "scores_mnist_100.png").exists()
     other = {"unet": "cnn", "cnn": "resnet", "resnet": "unet"}[model_type]
     status, _, stderr = cli("validation", *scored, "--model_type", other)
@@ -187,7 +190,7 @@ def test_conditional_training_and_labels(cli, refuses, monkeypatch, small_synthe
 
 def test_an_untrained_checkpoint_and_every_sampler(cli, tiny_checkpoint):
     path = tiny_checkpoint()
-    for sampler in ("ddpm", "ddim", "dpmpp_2m"):
+    for sampler in SAMPLERS:
         command = ["--checkpoint", path, "--sampler", sampler, "--num_samples", 2]
         assert cli("generate", *command, "--output", f"{sampler}.png")[0] == 0
         assert Path(f"{sampler}.png").exists()

@@ -1,6 +1,11 @@
 """Where to compute, in what precision, and with which random numbers."""
 
 import contextlib
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -33,11 +38,44 @@ def has_fast_bf16(device: torch.device) -> bool:
     return False
 
 
+def arithmetic(device: torch.device, precision: str) -> str:
+    """What `--precision` comes to on this device: bf16 (for auto, where that is fast) or fp32."""
+    fast = precision == "auto" and has_fast_bf16(device)
+    return "bf16" if precision == "bf16" or fast else "fp32"
+
+
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
-    """Autocast to bfloat16 if `precision` is bf16, or auto where that is fast; else float32."""
-    if precision == "bf16" or (precision == "auto" and has_fast_bf16(device)):
+    """Autocast to bfloat16 where `arithmetic` says so."""
+    if arithmetic(device, precision) == "bf16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
+
+
+def hardware(device: torch.device) -> str:
+    """The name of the GPU, or of the CPU with its number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.split(": ")[1] for line in lines if line.startswith("model name")), name)
+    return f"{name}, {torch.get_num_threads()} of {os.cpu_count()} threads"
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """What another person needs to get the same figures: versions, hardware, commit, command."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # not a clone, or no git
+        commit = "unknown"
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "hardware": hardware(device),
+        "commit": commit,
+        "command": " ".join(["python", *sys.argv]),
+    }
 
 
 def seeded_generator(*keys: int) -> torch.Generator:

@@ -32,6 +32,10 @@ def linear_alpha_bar(timesteps: int) -> torch.Tensor:
     return torch.cumprod(1 - betas.clamp(max=0.999), dim=0)
 
 
+TensorMap = Callable[[torch.Tensor], torch.Tensor]
+
+SIGMA_START = 50.0  # where spacings in sigma begin; images in [-1, 1] leave a trace below it
+
 ALPHA_BARS: dict[str, Callable[[int], torch.Tensor]] = {
     "cosine": cosine_alpha_bar,
     "linear": linear_alpha_bar,
@@ -67,12 +71,55 @@ class NoiseSchedule:
         fraction = ((log_sigma - low_log) / (high_log - low_log)).clamp(0, 1)
         return high - 1 + fraction
 
-    def sampling_sigmas(self, steps: int) -> torch.Tensor:
-        """(steps + 1,) float64: levels evenly spaced in t, sigma_{T-1} to sigma_0, then 0.
+    def sampling_sigmas(self, steps: int, spacing: str = "linear") -> torch.Tensor:
+        """(steps + 1,) float64, strictly falling: sigma_{T-1}, ..., sigma_0, 0; 1 <= steps <= T.
 
-        `steps` is 1 to T; each level is one the network was trained at, and none comes twice.
-        Every sampler spends its last call at sigma_0, the lowest level the network was trained at:
-        stopping higher leaves a veil of noise in pixels that should be black.
+        `spacing` is one of SPACINGS. A sampler's first call is made at the highest level, where the
+        denoiser gives the mean of the data, and its last one at the lowest level the network was
+        trained at: stopping higher leaves a veil of noise in pixels that should be black.
         """
-        t = torch.linspace(self.timesteps - 1, 0, steps, dtype=torch.float64).round().long()
-        return torch.cat([self.sigmas[t], torch.zeros(1, dtype=torch.float64)])
+        return torch.cat([SPACINGS[spacing](self, steps), torch.zeros(1, dtype=torch.float64)])
+
+
+def linear(schedule: NoiseSchedule, steps: int) -> torch.Tensor:
+    """Evenly in t, at levels the network was trained at (Nichol & Dhariwal 2021, section 4)."""
+    t = torch.linspace(schedule.timesteps - 1, 0, steps, dtype=torch.float64)
+    return schedule.sigmas[t.round().long()]
+
+
+def quadratic(schedule: NoiseSchedule, steps: int) -> torch.Tensor:
+    """Evenly in the square root of t (Song et al. 2021, appendix D.2)."""
+    share = torch.linspace(1, 0, steps, dtype=torch.float64)
+    return schedule.sigma_at((schedule.timesteps - 1) * share**2)
+
+
+def below_first_call(
+    schedule: NoiseSchedule, steps: int, to: TensorMap, back: TensorMap
+) -> torch.Tensor:
+    """sigma_{T-1}, then `steps - 1` levels from SIGMA_START to sigma_0, evenly in `to(sigma)`.
+
+    The first call finds the mean of the data. Starting right at SIGMA_START would need it: pure
+    noise lies |mean| / sigma standard deviations off, and that decides what is drawn, because the
+    brightest and darkest digits are settled first.
+    """
+    falling = torch.linspace(0, 1, steps - 1, dtype=torch.float64).flip(0)  # a single one is 0
+    high, low = to(schedule.sigmas[-2].clamp(max=SIGMA_START)), to(schedule.sigmas[0])
+    return torch.cat([schedule.sigmas[-1:], back(torch.lerp(low, high, falling))])
+
+
+def karras(schedule: NoiseSchedule, steps: int) -> torch.Tensor:
+    """Evenly in sigma^(1/7) (Karras et al. 2022, eq. 5)."""
+    return below_first_call(schedule, steps, lambda sigma: sigma ** (1 / 7), lambda root: root**7)
+
+
+def logsnr(schedule: NoiseSchedule, steps: int) -> torch.Tensor:
+    """Evenly in log sigma (Lu et al. 2022, section 4)."""
+    return below_first_call(schedule, steps, torch.log, torch.exp)
+
+
+SPACINGS: dict[str, Callable[[NoiseSchedule, int], torch.Tensor]] = {
+    "linear": linear,
+    "quadratic": quadratic,
+    "karras": karras,
+    "logsnr": logsnr,
+}

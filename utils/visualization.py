@@ -80,13 +80,20 @@ def plot_scores(scores: dict, images: Tensor) -> Figure:
     return figure
 
 
-def plot_nearness(spaces: dict[str, Nearness], images: Tensor, training: Tensor) -> Figure:
-    """By space: the samples nearest to training images, and the distances beside test images'."""
-    pairs = 12
+def plot_nearness(
+    spaces: dict[str, Nearness], images: Tensor, training: Tensor, labels: Tensor
+) -> Figure:
+    """By space: the samples nearest to training images, and the distances beside test images'.
+
+    The nearest pair of each class, by the label of the training image: over all classes the
+    nearest would only be ones.
+    """
     figure = Figure(figsize=(13, 2.8 * len(spaces)))
     panels = figure.subplots(len(spaces), 2, squeeze=False, width_ratios=(2.2, 1))
     for (name, nearness), (left, right) in zip(spaces.items(), panels, strict=True):
-        closest = nearness.samples.argsort()[:pairs]
+        nearest_first = nearness.samples.argsort()
+        found = labels[nearness.neighbours[nearest_first]]
+        closest = torch.stack([nearest_first[found == digit][0] for digit in found.unique()])
         shown = torch.cat([images[closest], training[nearness.neighbours[closest]]])
         left.imshow(make_grid(shown, columns=len(closest)).numpy(), cmap="gray")
         left.set(title=f"closest in {name}: sample (top), training image (bottom)")
@@ -114,29 +121,40 @@ def plot_curve(scores: list[dict]) -> Figure:
     return figure
 
 
+def plot_learning_curves(curves: list[list[tuple[float, float]]]) -> Figure:
+    """FID against minutes of training, a line for each seed."""
+    figure = Figure(figsize=(7, 4))
+    axes = figure.subplots()
+    for seed, curve in enumerate(curves):
+        axes.plot(*zip(*curve, strict=True), marker="o", label=f"seed {seed}")
+    axes.set(xlabel="minutes of training", ylabel="FID, mnist", yscale="log")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    return figure
+
+
 def plot_faults(found: dict[str, dict], sets: dict[str, Tensor]) -> Figure:
-    """Ten images of each set, and its FID and coverage in every feature space.
+    """Some images of each set, and its FID and coverage in every feature space.
 
     found: by feature network and set, the scores {metric: (value, standard error)}.
     """
-    names = list(sets)
-    figure = Figure(figsize=(13, 0.75 * len(names) + 1))
-    panels = figure.subplots(1, 3, width_ratios=(1.6, 1, 1))
-    examples = make_grid(torch.cat([sets[name][:10] for name in names]), columns=10)
-    panels[0].imshow(examples.numpy(), cmap="gray")
-    panels[0].axis("off")
+    names, shown = list(sets), 8
+    figure = Figure(figsize=(11, 0.55 * len(names) + 0.8))
+    panels = figure.subplots(1, 3, sharey=True, width_ratios=(1.15, 1, 1))
+    examples = make_grid(torch.cat([sets[name][:shown] for name in names]), columns=shown)
+    rows = (0, 1, len(names) - 0.5, -0.5)  # so that each row of images stands beside its bars
+    panels[0].imshow(examples.numpy(), cmap="gray", aspect="auto", extent=rows)
+    panels[0].set(xticks=[], yticks=range(len(names)), yticklabels=names)
     height, places = 0.8 / len(found), np.arange(len(names))
     for shift, (network, by_set) in enumerate(found.items()):
         for axes, metric in zip(panels[1:], ("fid", "coverage"), strict=True):
             values = [by_set[name][metric][0] for name in names]
             if metric == "fid":  # in units of what untouched images get
                 values = [value / values[0] for value in values]
-            axes.barh(places + (shift - 0.5) * height, values, height, label=network)
-    panels[1].set(xscale="log", xlabel="FID, as a multiple of that of untouched images")
+            offset = (shift - (len(found) - 1) / 2) * height
+            axes.barh(places + offset, values, height, label=network)
+    panels[1].set(xscale="log", xlabel="FID, relative to untouched images")
     panels[2].set(xlabel="coverage")
-    for axes in panels[1:]:
-        axes.set(yticks=places, yticklabels=names)
-        axes.invert_yaxis()
-        axes.legend()
+    panels[2].legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=len(found))
     figure.tight_layout()
     return figure
