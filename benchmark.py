@@ -2,25 +2,43 @@
 
     python benchmark.py floors    what real images score against the test set, by their number
     python benchmark.py faults    which metric notices which fault in real images
+    python benchmark.py features  images/s of the feature networks, and FID by another program
+    python benchmark.py train     FID against minutes of training (--profile: where a step goes)
+    python benchmark.py speedrun  minutes of training until a given FID
+    python benchmark.py sample    images/s of the shipped networks
 
-Tables and figures are also written to outputs/benchmark/.
+Tables and figures are also written to outputs/benchmark/. Training and sampling are main.py's and
+generate.py's own; scoring is not on the clock.
 """
 
+import json
+import statistics
+import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.io import write_png
 from torchvision.transforms.functional import gaussian_blur
 
-from config import DEVICES, INCEPTION_DIMS, UserError, parse, run, setting
-from utils.data_loader import load_dataset
-from utils.device import pick_device, seeded_generator
+from config import DEVICES, INCEPTION_DIMS, MODEL_TYPES, TrainConfig, UserError, parse, run, setting
+from generate import load_model
+from main import Trainer, train
+from models.samplers import sample_images
+from utils.data_loader import load_dataset, to_model_range
+from utils.device import arithmetic, environment, pick_device, seeded_generator
 from utils.features import extract, load_features
 from utils.files import load_images, write_atomically
+from utils.metrics import fid
 from utils.scoring import METRICS, all_scores, score_text
-from utils.visualization import plot_faults, save_figure
+from utils.visualization import plot_faults, plot_learning_curves, save_figure
 
 FOLDER = Path("outputs") / "benchmark"
 
@@ -105,7 +123,249 @@ def faults(cfg: SpacesConfig) -> None:
     save_figure(FOLDER / "faults.png", plot_faults(found, sets))
 
 
-BENCHMARKS = {"floors": (SpacesConfig, floors), "faults": (SpacesConfig, faults)}
+@dataclass(frozen=True)
+class FeaturesConfig:
+    """How many images to time the feature networks on."""
+
+    num_samples: int = setting(2000, "PNGs in each of the two folders", low=40, high=10_000)
+    device: str = setting("auto", "where to compute", choices=DEVICES)
+    data_dir: str = setting("./data", "where MNIST is, or is downloaded to")
+
+
+def pytorch_fid(*arguments: object) -> tuple[str, float]:
+    """What that program's command line prints last, and the seconds it took."""
+    command = [sys.executable, "-m", "pytorch_fid", *map(str, arguments)]
+    start = time.perf_counter()
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    return result.stdout.strip().splitlines()[-1], time.perf_counter() - start
+
+
+def features(cfg: FeaturesConfig) -> None:
+    """Time to score two folders of PNGs, here and by the pytorch-fid command line.
+
+    One folder holds test images, the other the same blurred. Both programs start from the files.
+    Starting Python and importing torch is left out on both sides.
+    """
+    device = pick_device(cfg.device)
+    test, _ = load_dataset("mnist", cfg.data_dir, "test")
+    start = time.perf_counter()
+    extract(load_features("mnist", 0, device), test, "the test set")
+    seconds = time.perf_counter() - start
+    print(f"\nmnist features of {len(test):,} images: {seconds:.1f} s")
+
+    rows = []
+    _, idle = pytorch_fid("--help")
+    with tempfile.TemporaryDirectory() as folder:
+        folders = [Path(folder) / name for name in ("sharp", "blurred")]
+        sharp = test[: cfg.num_samples]
+        for path, images in zip(folders, (sharp, gaussian_blur(sharp, 5, 0.7)), strict=True):
+            path.mkdir()
+            for k, image in enumerate(images):
+                write_png(image, str(path / f"{k:05d}.png"))
+        for dims in (64, 192, 768):
+            start = time.perf_counter()
+            network = load_features("inception", dims, device)
+            sets = [load_images(path, "folder") for path in folders]
+            own = fid(*(extract(network, images, "PNGs") for images in sets))
+            own_seconds = time.perf_counter() - start
+            said, seconds = pytorch_fid(*folders, "--dims", dims, "--device", device)
+            other, count = float(said.split()[-1]), 2 * len(sharp)
+            rows.append(
+                [f"{dims}", f"{own:.6f}", f"{other:.6f}", f"{abs(own / other - 1):.1e}"]
+                + [f"{count / t:.1f}" for t in (own_seconds, seconds - idle)]
+                + [f"{(seconds - idle) / own_seconds:.2f}"]
+            )
+    header = ["`--dims`", "FID", "by pytorch-fid", "relative difference"]
+    write_table("features", [*header, "images/s", "of pytorch-fid", "ratio"], rows)
+
+
+@dataclass(frozen=True)
+class QualityConfig:
+    """What to train, for how long, and how closely to look."""
+
+    model_type: str = setting("unet", "noise predictor", choices=MODEL_TYPES)
+    max_minutes: float = setting(10.0, "time budget of a run", above=0)
+    fid: float = setting(3.0, "speedrun: stop the clock at this FID, `mnist` features", above=0)
+    every: float = setting(1.0, "minutes of training between two scores", above=0)
+    seeds: int = setting(3, "number of runs", low=1)
+    num_samples: int = setting(5000, "images for each score", low=40)
+    profile: bool = setting(False, "train: only show what a training step spends its time on")
+    device: str = setting("auto", "where to compute", choices=DEVICES)
+    data_dir: str = setting("./data", "where MNIST is, or is downloaded to")
+
+    def measure(self) -> str:
+        return f"mnist features, n = {self.num_samples:,}, {self.seeds} seeds"
+
+    def training(self, seed: int) -> TrainConfig:
+        """The settings of one run: main.py's defaults, within the budget."""
+        return TrainConfig(
+            model_type=self.model_type,
+            max_minutes=self.max_minutes,
+            epochs=100_000,
+            sample_every=0,
+            seed=seed,
+            experiment_name=f"benchmark_{self.model_type}_{self.max_minutes:g}min_seed{seed}",
+            device=self.device,
+            data_dir=self.data_dir,
+        )
+
+
+class Reached(Exception):
+    """The speedrun's FID is reached."""
+
+
+def learning_curve(cfg: QualityConfig, seed: int, goal: float) -> list[tuple[float, float]]:
+    """(minutes of training, FID) on the way of one run, which ends early at `goal`.
+
+    Kept in a file as it grows, so that the same command goes on after an interruption.
+    """
+    training, device = cfg.training(seed), pick_device(cfg.device)
+    path = FOLDER / f"{training.experiment_name}_{cfg.num_samples}.json"
+    curve = json.loads(path.read_text()) if path.exists() else []
+    if curve and (curve[-1][1] <= goal or curve[-1][0] >= cfg.max_minutes):
+        return curve
+    network = load_features("mnist", 0, device)
+    test, _ = load_dataset("mnist", cfg.data_dir, "test")
+    reference = extract(network, test, "the test set", cache=True)
+
+    def watch(trainer: Trainer) -> None:
+        while curve and curve[-1][0] > trainer.minutes:  # scored before an interruption
+            curve.pop()
+        due = (curve[-1][0] if curve else 0.0) + cfg.every
+        if trainer.minutes < due and trainer.progress < 1:
+            return
+        # sampling seeds other than the training seeds and than those of the reported scores
+        batches = sample_images(trainer.diffusion, trainer.ema.model, cfg.num_samples, seed=1000)
+        features = extract(network, torch.cat(list(batches)), "samples")
+        curve.append((trainer.minutes, fid(features, reference)))
+        write_atomically(path, json.dumps(curve).encode())
+        if curve[-1][1] <= goal:
+            raise Reached
+
+    try:
+        train(training, watch)
+    except Reached:
+        pass
+    return curve
+
+
+def spread_text(values: list[float]) -> str:
+    """Mean and standard deviation of what the seeds gave."""
+    if len(values) == 1:
+        return f"{values[0]:.2f}"
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+
+
+def train_benchmark(cfg: QualityConfig) -> None:
+    """FID against minutes of training, from a cold start, for several seeds."""
+    if cfg.profile:
+        profile(cfg)
+        return
+    curves = [learning_curve(cfg, seed, goal=0.0) for seed in range(cfg.seeds)]
+    save_figure(FOLDER / f"train_{cfg.model_type}.png", plot_learning_curves(curves))
+    claim = spread_text([curve[-1][1] for curve in curves])
+    print(f"# {cfg.model_type}, {cfg.max_minutes:g} minutes: FID {claim} ({cfg.measure()})")
+    rows = [
+        [f"{seed}", f"{minutes:.1f}", f"{score:.3f}"]
+        for seed, curve in enumerate(curves)
+        for minutes, score in curve
+    ]
+    write_table(f"train_{cfg.model_type}", ["seed", "minutes", "FID"], rows)
+
+
+def speedrun(cfg: QualityConfig) -> None:
+    """Minutes of training, from a cold start, until samples have a given FID, for several seeds."""
+    curves = [learning_curve(cfg, seed, goal=cfg.fid) for seed in range(cfg.seeds)]
+    reached = [next((m for m, score in curve if score <= cfg.fid), None) for curve in curves]
+    if None in reached:
+        claim = f"{reached.count(None)} of {cfg.seeds} seeds missed it in {cfg.max_minutes:g} min"
+    else:
+        claim = f"{spread_text(reached)} minutes"
+    print(f"# {cfg.model_type} to FID {cfg.fid:g} ({cfg.measure()}): {claim}")
+    rows = [[f"{k}", "-" if m is None else f"{m:.2f}"] for k, m in enumerate(reached)]
+    write_table(f"speedrun_{cfg.model_type}", ["seed", "minutes"], rows)
+
+
+def seconds_each(work: Callable[[], object], device: torch.device, times: int = 10) -> float:
+    """Mean time of a call, after two that do not count."""
+    for count in (2, times):
+        start = time.perf_counter()
+        for _ in range(count):
+            work()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = (time.perf_counter() - start) / count
+    return seconds
+
+
+def gemm_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of the best matrix product this machine does, in `dtype`."""
+    rates = []
+    for n in (512, 1024, 2048, 4096):
+        a, b = torch.randn(2, n, n, device=device).to(dtype)
+        rates.append(2 * n**3 / seconds_each(lambda a=a, b=b: a @ b, device))
+    return max(rates)
+
+
+def profile(cfg: QualityConfig) -> None:
+    """What one training step spends its time on, and its share of the machine's GEMM rate."""
+    device = pick_device(cfg.device)
+    training = cfg.training(0)
+    trainer = Trainer(training, 60_000, device, FOLDER)
+    x0 = to_model_range(torch.randint(256, (training.batch_size, 1, 28, 28), dtype=torch.uint8))
+    step = partial(trainer.train_step, x0.to(device), None)
+    seconds = seconds_each(step, device, times=30)
+    with FlopCounterMode(display=False) as counter:
+        step()
+    precision = arithmetic(device, training.precision)
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    with torch.profiler.profile() as profiler:
+        for _ in range(5):
+            step()
+    print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=15))
+    rate, best = counter.get_total_flops() / seconds, gemm_rate(device, dtype)
+    print(
+        f"{cfg.model_type}, batch {training.batch_size}: {seconds * 1e3:.0f} ms a step,"
+        f" {training.batch_size / seconds:.0f} images/s, {rate / 1e9:.0f} GFLOP/s:"
+        f" {rate / best:.0%} of the best {precision} matrix product's {best / 1e9:.0f}"
+    )
+
+
+@dataclass(frozen=True)
+class SpeedConfig:
+    """What to draw with, and how many."""
+
+    num_samples: int = setting(500, "images to time", low=1)
+    device: str = setting("auto", "where to compute", choices=DEVICES)
+
+
+def sample(cfg: SpeedConfig) -> None:
+    """Images/s of the shipped networks at generate.py's defaults."""
+    device, rows = pick_device(cfg.device), []
+    for path in sorted(Path("checkpoints/pretrained").glob("*.pth")):
+        if path.stem not in MODEL_TYPES:
+            continue
+        _, diffusion, net = load_model(path, device)
+
+        def draw(count: int, diffusion=diffusion, net=net) -> None:
+            list(sample_images(diffusion, net, count))
+
+        draw(16)  # not on the clock
+        start = time.perf_counter()
+        draw(cfg.num_samples)
+        rate = cfg.num_samples / (time.perf_counter() - start)
+        rows.append([path.stem, f"{rate:.1f}"])
+    write_table("sample", ["network", "images/s"], rows)
+
+
+BENCHMARKS = {
+    "floors": (SpacesConfig, floors),
+    "faults": (SpacesConfig, faults),
+    "features": (FeaturesConfig, features),
+    "train": (QualityConfig, train_benchmark),
+    "speedrun": (QualityConfig, speedrun),
+    "sample": (SpeedConfig, sample),
+}
 
 
 def main() -> None:
@@ -116,7 +376,10 @@ def main() -> None:
     if name not in BENCHMARKS:
         raise UserError(f"benchmark {name!r}: must be one of {', '.join(BENCHMARKS)}")
     kind, measure = BENCHMARKS[name]
-    measure(parse(kind, measure.__doc__, flags))
+    cfg = parse(kind, measure.__doc__, flags)
+    measure(cfg)
+    for key, value in environment(pick_device(cfg.device)).items():
+        print(f"# {key}: {value}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ runs/<experiment>/ (`tensorboard --logdir runs`).
 
 import dataclasses
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -145,8 +146,11 @@ def clock(minutes: float) -> str:
     return f"{int(minutes)}:{int(minutes * 60) % 60:02d}"
 
 
-def train(cfg: TrainConfig) -> Path:
-    """Train until the epochs or the minutes are over; returns the last checkpoint's path."""
+def train(cfg: TrainConfig, watch: Callable[[Trainer], None] = lambda trainer: None) -> Path:
+    """Train until the epochs or the minutes are over; returns the last checkpoint's path.
+
+    `watch` is called after every report, on the run's time but not on its `minutes`.
+    """
     device, name = pick_device(cfg.device), cfg.experiment()
     checkpoints, outputs, runs = (
         writable_folder(Path(top) / name) for top in ("checkpoints", "outputs", "runs")
@@ -165,7 +169,7 @@ def train(cfg: TrainConfig) -> Path:
         logger.figure(0, "noise_schedule", plot_schedule(trainer.diffusion.schedule))
     while trainer.progress < 1:
         epoch = trainer.step // trainer.steps_per_epoch
-        train_epoch(trainer, images, labels, epoch, logger)
+        train_epoch(trainer, images, labels, epoch, logger, watch)
         path = trainer.save()
         save_figure(outputs / "loss.png", plot_loss(trainer.history))
         if trainer.progress >= 1 or (cfg.sample_every and (epoch + 1) % cfg.sample_every == 0):
@@ -177,7 +181,12 @@ def train(cfg: TrainConfig) -> Path:
 
 
 def train_epoch(
-    trainer: Trainer, images: Tensor, labels: Tensor, epoch: int, logger: TensorBoardLogger
+    trainer: Trainer,
+    images: Tensor,
+    labels: Tensor,
+    epoch: int,
+    logger: TensorBoardLogger,
+    watch: Callable[[Trainer], None],
 ) -> None:
     """What is left of one epoch, or of the time budget; saves every `save_every` minutes."""
     cfg = trainer.cfg
@@ -197,7 +206,9 @@ def train_epoch(
             loss, norm = torch.stack([torch.stack(pair) for pair in recent]).mean(dim=0).tolist()
             now = time.monotonic()
             report(trainer, logger, bar, loss, norm, len(recent) * len(index) / (now - last_report))
-            last_report, recent = now, []
+            watch(trainer)
+            last_report, recent = time.monotonic(), []
+            start += last_report - now
             if over:
                 break
             if now - last_save > cfg.save_every * 60:

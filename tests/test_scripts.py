@@ -318,6 +318,39 @@ def test_the_tables_of_the_readme(cli, refuses, monkeypatch, small_synthetic):
     refuses("benchmark", "speed", words=("speed", "floors, faults"))
 
 
+def test_time_to_quality(cli, small_synthetic, monkeypatch):
+    import benchmark
+    import main
+
+    for module in (benchmark, main):
+        monkeypatch.setattr(
+            module, "load_dataset", lambda name, *rest: load_dataset("synthetic", *rest)
+        )
+    flags = ["--max_minutes", 0.02, "--num_samples", 40, "--model_type", "cnn"]
+    status, stdout, _ = cli("benchmark", "train", *flags, "--seeds", 2)
+    assert status == 0 and "± " in stdout and "# commit: " in stdout
+    curves = [Path(f"outputs/benchmark/benchmark_cnn_0.02min_seed{k}_40.json") for k in (0, 1)]
+    first, second = (json.loads(path.read_text()) for path in curves)
+    assert first[-1][0] >= 0.02 and first[-1][1] != second[-1][1] > 0
+    assert Path("outputs/benchmark/train_cnn.png").exists()
+    goals = {"reached": first[-1][1], "missed": first[-1][1] / 2}
+    said = {
+        name: cli("benchmark", "speedrun", *flags, "--seeds", 1, "--fid", goal)[1]
+        for name, goal in goals.items()
+    }
+    assert f"{first[-1][0]:.2f} minutes" in said["reached"]
+    assert "1 of 1 seeds missed it" in said["missed"]
+
+
+def test_speeds(cli, own_folder):
+    shutil.copytree(ROOT / "checkpoints/pretrained", "checkpoints/pretrained")
+    status, stdout, _ = cli("benchmark", "sample", "--num_samples", 2)
+    assert status == 0 and "| unet |" in stdout
+    status, stdout, _ = cli("benchmark", "train", "--profile")
+    share = re.search(r"(\d+)% of the best .* matrix product", stdout)
+    assert status == 0 and 0 < int(share[1]) <= 100
+
+
 def bad_images(kind):
     images = synthetic_digits(6, seed=5)[0].numpy()
     if kind == "empty folder":
