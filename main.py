@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from config import TrainConfig, UserError, parse, run
@@ -27,6 +27,7 @@ from utils.data_loader import epoch_batches, load_dataset, to_model_range
 from utils.device import autocast, pick_device
 from utils.ema import EMA
 from utils.files import writable_folder
+from utils.muon import Muon
 from utils.tensorboard_logger import TensorBoardLogger
 from utils.visualization import make_grid, plot_loss, plot_schedule, save_figure, save_png
 
@@ -39,6 +40,25 @@ def learning_rate(peak: float, progress: float) -> float:
     return peak * min(1.0, (progress + 1e-3) / 0.02, (1 - progress) / 0.6)
 
 
+def build_optimizers(
+    net: nn.Module, cfg: TrainConfig, device: torch.device
+) -> list[torch.optim.Optimizer]:
+    """Muon for the weights between layers; AdamW for biases, norms, first and last layer, labels.
+
+    So Jordan et al. 2024 divide them: what Muon knows of a matrix's two sides holds only inside.
+    """
+    outer = ("stem", "head", "condition.label")
+    named = list(net.named_parameters())
+    inner = [p for name, p in named if p.ndim >= 2 and not name.startswith(outer)]
+    others = [p for name, p in named if p.ndim < 2 or name.startswith(outer)]
+    fused = device.type in ("cpu", "cuda")
+    options = {"lr": cfg.lr, "weight_decay": cfg.weight_decay}
+    return [
+        torch.optim.AdamW(others, betas=(0.9, 0.99), fused=fused, **options),
+        Muon(inner, **options),
+    ]
+
+
 class Trainer:
     """Everything that changes while training, and so everything that a checkpoint holds."""
 
@@ -49,12 +69,7 @@ class Trainer:
         self.compiled = torch.compile(self.net) if cfg.compile else self.net
         self.ema = EMA(self.net, cfg.ema_length)
         self.diffusion = build_diffusion(cfg, device)
-        self.optimizer = torch.optim.AdamW(
-            self.net.parameters(),
-            betas=(0.9, 0.99),
-            weight_decay=cfg.weight_decay,
-            fused=device.type in ("cpu", "cuda"),
-        )
+        self.optimizers = build_optimizers(self.net, cfg, device)
         self.generator = torch.Generator(device).manual_seed(cfg.seed)
         self.steps_per_epoch = count // min(cfg.batch_size, count)
         self.step, self.minutes = 0, 0.0
@@ -68,14 +83,15 @@ class Trainer:
 
     def train_step(self, x0: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
         """One optimizer step; returns loss and gradient norm, still on the device."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.cfg.lr, self.progress)
+        for optimizer in self.optimizers:
+            optimizer.param_groups[0]["lr"] = learning_rate(self.cfg.lr, self.progress)
         with autocast(self.device, self.cfg.precision):
             loss = self.diffusion.loss(self.compiled, x0, y, self.generator)
-        self.optimizer.zero_grad()
+        self.net.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.cfg.grad_clip)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.step += 1
         self.ema.update(self.net, self.step)
         return loss.detach(), norm
@@ -108,7 +124,7 @@ class Trainer:
             "config": dataclasses.asdict(self.cfg),
             "network": self.net.state_dict(),
             "ema": self.ema.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "generator": self.generator.get_state(),
             "device": self.device.type,
             "step": self.step,
@@ -131,7 +147,8 @@ class Trainer:
         try:
             load_weights(self.net, checkpoint["network"], str(path))
             load_weights(self.ema.model, checkpoint["ema"], str(path))
-            self.optimizer.load_state_dict(checkpoint["optimizer"])
+            for optimizer, state in zip(self.optimizers, checkpoint["optimizers"], strict=True):
+                optimizer.load_state_dict(state)
             if checkpoint["device"] == self.device.type:
                 self.generator.set_state(checkpoint["generator"].cpu())
             else:  # another kind of device has another kind of state: start a new stream
@@ -222,7 +239,7 @@ def report(
     """Tell history, TensorBoard and the progress bar about the last few steps."""
     trainer.history["step"].append(trainer.step)
     trainer.history["loss"].append(loss)
-    lr = trainer.optimizer.param_groups[0]["lr"]
+    lr = trainer.optimizers[0].param_groups[0]["lr"]
     logger.scalars(trainer.step, loss=loss, lr=lr, grad_norm=norm, images_per_second=rate)
     left = trainer.minutes * (1 / max(trainer.progress, 1e-9) - 1)
     bar.set_postfix_str(f"loss {loss:.4f}, {rate:.0f} img/s, {clock(left)} left")

@@ -162,7 +162,7 @@ def test_a_checkpoint_comes_back_as_it_was(own_folder):
 
 def test_export_keeps_what_sampling_needs(cli, own_folder):
     config = vars(TrainConfig(data_dir="/home/me"))
-    state = {"config": config, "ema": {"w": torch.ones(2)}, "optimizer": {"big": 1}}
+    state = {"config": config, "ema": {"w": torch.ones(2)}, "optimizers": {"big": 1}}
     save_checkpoint(own_folder / "in.pth", state)
     status, _, _ = cli("utils.checkpoint", "in.pth", "out.pth")
     assert status == 0

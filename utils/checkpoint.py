@@ -7,7 +7,7 @@ of it; files to share keep the first four keys, the weights in half precision
     format, version   what this is
     config            the fields of `TrainConfig` as a plain dict
     ema               the averaged weights, the ones to sample from
-    network, optimizer, generator, device, step, epoch, minutes, history
+    network, optimizers, generator, device, step, epoch, minutes, history
                       what training needs to go on
 """
 

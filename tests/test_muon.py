@@ -1,0 +1,51 @@
+import pytest
+import torch
+
+from utils.muon import Muon, orthogonalize
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8), (3, 16, 40), (1, 40, 16)])
+def test_singular_values_become_about_one_and_directions_stay(shape):
+    generator = torch.Generator().manual_seed(0)
+    matrices = torch.randn(shape, generator=generator)
+    found = orthogonalize(1e-3 * matrices)  # whatever their size
+    u, _, vh = torch.linalg.svd(matrices, full_matrices=False)
+    _, values, _ = torch.linalg.svd(found, full_matrices=False)
+    assert found.shape == shape and found.dtype == torch.float32
+    assert values.min() > 0.3 and values.max() < 1.3
+    cosine = torch.nn.functional.cosine_similarity(found.flatten(1), (u @ vh).flatten(1))
+    assert (cosine > 0.95).all()
+
+
+def test_the_first_step_is_the_orthogonal_matrix_at_the_size_of_an_adamw_step():
+    u, _ = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(1)))
+    p = torch.nn.Parameter(torch.zeros(6, 6))
+    p.grad = 1000 * u
+    Muon([p], lr=0.1, weight_decay=0.0).step()
+    cosine = -(p.detach() * u).sum() / (p.detach().norm() * u.norm())
+    assert cosine > 0.99
+    assert p.detach().square().mean().sqrt().item() == pytest.approx(0.02, rel=0.3)
+
+
+def test_weight_decay_is_decoupled_from_the_gradient():
+    weights = [torch.nn.Parameter(torch.full((4, 3, 3, 3), 2.0)) for _ in range(2)]
+    gradient = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(2))
+    for p, decay in zip(weights, (0.0, 0.5), strict=True):
+        p.grad = gradient.clone()
+        Muon([p], lr=0.1, weight_decay=decay).step()
+    torch.testing.assert_close(weights[0] - weights[1], torch.full((4, 3, 3, 3), 0.1))
+
+
+def test_weights_of_one_shape_do_not_influence_each_other():
+    gradients = torch.randn(3, 5, 2, 3, 3, generator=torch.Generator().manual_seed(3))
+
+    def after(chosen):
+        params = [torch.nn.Parameter(torch.zeros(5, 2, 3, 3)) for _ in chosen]
+        optimizer = Muon(params, lr=0.1, weight_decay=0.0)
+        for _ in range(3):
+            for p, k in zip(params, chosen, strict=True):
+                p.grad = gradients[k].clone()
+            optimizer.step()
+        return params[0]
+
+    torch.testing.assert_close(after([0]), after([0, 1, 2]), atol=2e-3, rtol=0)
