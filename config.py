@@ -52,6 +52,8 @@ class TrainConfig:
     timesteps: int = setting(300, "number of noise levels T", low=2, high=10_000)
     schedule: str = setting("cosine", "noise schedule", choices=SCHEDULES)
     prediction: str = setting("v", "what the network predicts", choices=PREDICTIONS)
+    t_mean: float = setting(0.5, "mean of logit(t / T) in training", low=-10, high=10)
+    t_std: float = setting(1.0, "standard deviation; 0, 1.7: about even in t", above=0, high=10)
     weighting: str = setting("none", "loss weight per noise level", choices=WEIGHTINGS)
 
     dataset: str = setting("mnist", "what to learn", choices=DATASETS)

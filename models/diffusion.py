@@ -48,21 +48,40 @@ class Diffusion:
     like x_t. Images are in [-1, 1].
     """
 
-    def __init__(self, schedule: NoiseSchedule, prediction: str, weighting: str, device="cpu"):
-        self.schedule = schedule
+    def __init__(
+        self,
+        schedule: NoiseSchedule,
+        prediction: str,
+        weighting: str,
+        t_mean: float = 0.0,
+        t_std: float = 1.0,
+        device="cpu",
+    ):
+        self.schedule, self.t_mean, self.t_std = schedule, t_mean, t_std
         self.target, self.to_x0 = TARGETS[prediction], TO_X0[prediction]
         snr = schedule.alpha_bar / (1 - schedule.alpha_bar)
         self.loss_weight = WEIGHTINGS[weighting](snr, X0_ERROR[prediction]).float().to(device)
         self.sqrt_alpha_bar = schedule.alpha_bar.sqrt().float().to(device)
         self.sqrt_one_minus_alpha_bar = (1 - schedule.alpha_bar).sqrt().float().to(device)
 
+    def draw_t(self, batch: int, generator: torch.Generator) -> Tensor:
+        """Timesteps (B,) int64 to train at: t / T is a sigmoid of N(t_mean, t_std^2).
+
+        The logit-normal of Esser et al. 2024, eq. 19: most often where there is most to learn, a
+        little above half of the schedule, where noise and image are equally strong and it is being
+        settled which digit it is to be. t is stratified: one draw from each of B equal shares of
+        the distribution, so that every batch sees all of it, and the loss varies less.
+        """
+        u = torch.rand(batch, generator=generator, device=generator.device)
+        share = (torch.arange(batch, device=generator.device) + u) / batch
+        normal = 2**0.5 * torch.erfinv((2 * share - 1).clamp(-1 + 1e-6, 1 - 1e-6))
+        t = torch.sigmoid(self.t_mean + self.t_std * normal) * self.schedule.timesteps
+        return t.long().clamp(max=self.schedule.timesteps - 1)
+
     def loss(
         self, net: nn.Module, x0: Tensor, y: Tensor | None, generator: torch.Generator
     ) -> Tensor:
         """Mean weighted squared error of the prediction (Ho et al. 2020, eq. 14), a scalar.
-
-        t is stratified: one draw from each of B equal slices of 0..T-1, so that every batch sees
-        all noise levels and the loss varies less from step to step. Still uniform over t.
 
         An error that clamping x0_hat to [-1, 1] undoes is none: a black pixel (x0 = -1) may be
         predicted blacker than black. Samplers clamp, so this is the error of what they use. Its
@@ -70,11 +89,8 @@ class Diffusion:
         need not hit -1 exactly, to a hundredth of the noise, in the four of five pixels that are
         black.
         """
-        batch, device = x0.shape[0], x0.device
-        u = torch.rand(batch, generator=generator, device=device)
-        slots = (torch.arange(batch, device=device) + u) / batch * self.schedule.timesteps
-        t = slots.long().clamp(max=self.schedule.timesteps - 1)
-        eps = torch.randn(x0.shape, generator=generator, device=device)
+        t = self.draw_t(len(x0), generator)
+        eps = torch.randn(x0.shape, generator=generator, device=x0.device)
         a = self.sqrt_alpha_bar[t].view(-1, 1, 1, 1)
         s = self.sqrt_one_minus_alpha_bar[t].view(-1, 1, 1, 1)
         x_t = a * x0 + s * eps

@@ -77,17 +77,25 @@ def test_the_loss_of_a_network_that_knows_the_answer_is_zero(prediction, weighti
     assert blind > 0.1
 
 
-def test_timesteps_are_stratified_and_uniform():
-    seen = []
+def test_timesteps_are_stratified_and_logit_normal():
+    diffusion = Diffusion(NoiseSchedule("cosine", 1000), "v", "none", t_mean=0.5, t_std=0.8)
+    t = torch.cat([diffusion.draw_t(1000, gen(seed)) for seed in range(20)]).double()
+    z = torch.logit((t + 0.5) / 1000)
+    assert abs(z.mean() - 0.5) < 0.01 and abs(z.std() - 0.8) < 0.01
+    for probability in (0.1, 0.5, 0.9):  # and normal
+        expected = 0.5 + 0.8 * torch.special.ndtri(torch.tensor(probability)).item()
+        assert abs(z.quantile(probability).item() - expected) < 0.01
+    share = torch.erf((torch.logit(torch.tensor(0.5)) - 0.5) / 0.8 / 2**0.5) / 2 + 0.5
+    for seed in range(20):  # every batch has its share of low noise, to within one image
+        low = (diffusion.draw_t(100, gen(seed)) < 500).sum().item()
+        assert abs(low - 100 * share) <= 1
 
-    def net(x_t, t, y):
-        seen.append(t)
-        return x_t
 
-    for seed in range(20):
-        make().loss(net, torch.zeros(100, 1, 4, 4), None, gen(seed))
-    for t in seen:  # 100 images, 50 levels: two of each, whatever the draw
-        assert (torch.bincount(t.long(), minlength=50) == 2).all()
+def test_a_logit_std_of_1_7_is_nearly_even_in_t():
+    diffusion = Diffusion(NoiseSchedule("cosine", 50), "v", "none", t_mean=0.0, t_std=1.7)
+    t = torch.cat([diffusion.draw_t(100, gen(seed)) for seed in range(200)])
+    counts = torch.bincount(t, minlength=50) / 400
+    assert counts[2:-2].min() > 0.85 and counts.max() < 1.2
 
 
 def test_the_denoiser_of_an_oracle_is_exact():
