@@ -11,7 +11,10 @@ Tables and figures are also written to outputs/benchmark/. Training and sampling
 generate.py's own; scoring is not on the clock.
 """
 
+import contextlib
+import dataclasses
 import json
+import shlex
 import statistics
 import subprocess
 import sys
@@ -34,10 +37,10 @@ from main import Trainer, train
 from models.samplers import sample_images
 from utils.data_loader import load_dataset, to_model_range
 from utils.device import arithmetic, environment, pick_device, seeded_generator
-from utils.features import extract, load_features
+from utils.features import FeatureNetwork, extract, load_features
 from utils.files import load_images, write_atomically
 from utils.metrics import fid
-from utils.scoring import METRICS, all_scores, score_text
+from utils.scoring import METRICS, all_scores, content_hash, score_text
 from utils.visualization import plot_faults, plot_learning_curves, save_figure
 
 FOLDER = Path("outputs") / "benchmark"
@@ -185,26 +188,25 @@ class QualityConfig:
 
     model_type: str = setting("unet", "noise predictor", choices=MODEL_TYPES)
     max_minutes: float = setting(10.0, "time budget of a run", above=0)
+    settings: str = setting("", "more flags of main.py, as in '--batch_size 64 --t_std 1.3'")
     fid: float = setting(3.0, "speedrun: stop the clock at this FID, `mnist` features", above=0)
     every: float = setting(1.0, "minutes of training between two scores", above=0)
     seeds: int = setting(3, "number of runs", low=1)
     num_samples: int = setting(5000, "images for each score", low=40)
+    inception: bool = setting(False, "train: score the end by Inception as well (768, n = 2,000)")
     profile: bool = setting(False, "train: only show what a training step spends its time on")
     device: str = setting("auto", "where to compute", choices=DEVICES)
     data_dir: str = setting("./data", "where MNIST is, or is downloaded to")
 
-    def measure(self) -> str:
-        return f"mnist features, n = {self.num_samples:,}, {self.seeds} seeds"
-
     def training(self, seed: int) -> TrainConfig:
-        """The settings of one run: main.py's defaults, within the budget."""
-        return TrainConfig(
+        """The settings of one run: main.py's defaults but for `settings`, within the budget."""
+        return dataclasses.replace(
+            parse(TrainConfig, "", shlex.split(self.settings)),
             model_type=self.model_type,
             max_minutes=self.max_minutes,
             epochs=100_000,
             sample_every=0,
             seed=seed,
-            experiment_name=f"benchmark_{self.model_type}_{self.max_minutes:g}min_seed{seed}",
             device=self.device,
             data_dir=self.data_dir,
         )
@@ -214,46 +216,55 @@ class Reached(Exception):
     """The speedrun's FID is reached."""
 
 
-def learning_curve(cfg: QualityConfig, seed: int, goal: float) -> list[tuple[float, float]]:
-    """(minutes of training, FID) on the way of one run, which ends early at `goal`.
+def learning_curve(cfg: QualityConfig, seed: int, goal: float) -> list[dict]:
+    """`minutes` of training, `step` and `fid` on the way of one run, which ends early at `goal`.
 
-    Kept in a file as it grows, so that the same command goes on after an interruption.
+    Kept in a file as it grows, so that the same command goes on after an interruption. Other
+    settings make another run.
     """
     training, device = cfg.training(seed), pick_device(cfg.device)
-    path = FOLDER / f"{training.experiment_name}_{cfg.num_samples}.json"
+    settings = json.dumps(dataclasses.asdict(training)).encode()
+    name = f"benchmark_{cfg.model_type}_{cfg.max_minutes:g}min_{content_hash(settings)}"
+    path = FOLDER / f"{name}_{cfg.num_samples}.json"
     curve = json.loads(path.read_text()) if path.exists() else []
-    if curve and (curve[-1][1] <= goal or curve[-1][0] >= cfg.max_minutes):
+    if curve and (curve[-1]["fid"] <= goal or curve[-1]["minutes"] >= cfg.max_minutes):
+        print(f"seed {seed}: as measured before, {path}")
         return curve
-    network = load_features("mnist", 0, device)
     test, _ = load_dataset("mnist", cfg.data_dir, "test")
-    reference = extract(network, test, "the test set", cache=True)
+
+    def score(network: FeatureNetwork, images: Tensor) -> float:
+        return fid(extract(network, images, "samples"), extract(network, test, "test", cache=True))
+
+    network = load_features("mnist", 0, device)
+    inception = load_features("inception", 768, device) if cfg.inception else None
 
     def watch(trainer: Trainer) -> None:
-        while curve and curve[-1][0] > trainer.minutes:  # scored before an interruption
+        while curve and curve[-1]["minutes"] > trainer.minutes:  # scored before an interruption
             curve.pop()
-        due = (curve[-1][0] if curve else 0.0) + cfg.every
+        due = (curve[-1]["minutes"] if curve else 0.0) + cfg.every
         if trainer.minutes < due and trainer.progress < 1:
             return
-        # sampling seeds other than the training seeds and than those of the reported scores
+        # a seed of its own: what is chosen by these scores is reported by others
         batches = sample_images(trainer.diffusion, trainer.ema.model, cfg.num_samples, seed=1000)
-        features = extract(network, torch.cat(list(batches)), "samples")
-        curve.append((trainer.minutes, fid(features, reference)))
+        images = torch.cat(list(batches))
+        curve.append({"minutes": trainer.minutes, "step": trainer.step})
+        curve[-1]["fid"] = score(network, images)
+        if inception and trainer.progress >= 1:
+            curve[-1]["inception"] = score(inception, images[:2000])
         write_atomically(path, json.dumps(curve).encode())
-        if curve[-1][1] <= goal:
+        if curve[-1]["fid"] <= goal:
             raise Reached
 
-    try:
-        train(training, watch)
-    except Reached:
-        pass
+    with contextlib.suppress(Reached):
+        train(dataclasses.replace(training, experiment_name=name), watch)
     return curve
 
 
 def spread_text(values: list[float]) -> str:
     """Mean and standard deviation of what the seeds gave."""
     if len(values) == 1:
-        return f"{values[0]:.2f}"
-    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+        return f"{values[0]:.3f}"
+    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
 
 
 def train_benchmark(cfg: QualityConfig) -> None:
@@ -263,27 +274,35 @@ def train_benchmark(cfg: QualityConfig) -> None:
         return
     curves = [learning_curve(cfg, seed, goal=0.0) for seed in range(cfg.seeds)]
     save_figure(FOLDER / f"train_{cfg.model_type}.png", plot_learning_curves(curves))
-    claim = spread_text([curve[-1][1] for curve in curves])
-    print(f"# {cfg.model_type}, {cfg.max_minutes:g} minutes: FID {claim} ({cfg.measure()})")
     rows = [
-        [f"{seed}", f"{minutes:.1f}", f"{score:.3f}"]
+        [f"{seed}", f"{point['minutes']:.1f}", f"{point['step']}", f"{point['fid']:.3f}"]
         for seed, curve in enumerate(curves)
-        for minutes, score in curve
+        for point in curve
     ]
-    write_table(f"train_{cfg.model_type}", ["seed", "minutes", "FID"], rows)
+    write_table(f"train_{cfg.model_type}", ["seed", "minutes", "step", "FID"], rows)
+    scores = spread_text([curve[-1]["fid"] for curve in curves])
+    claim = f"FID {scores} (mnist features, n = {cfg.num_samples:,})"
+    if cfg.inception:
+        scores = spread_text([curve[-1]["inception"] for curve in curves])
+        claim += f", {scores} (inception 768, n = {min(2000, cfg.num_samples):,})"
+    print(f"# {cfg.model_type}, {cfg.max_minutes:g} minutes, {cfg.seeds} seeds: {claim}")
 
 
 def speedrun(cfg: QualityConfig) -> None:
     """Minutes of training, from a cold start, until samples have a given FID, for several seeds."""
     curves = [learning_curve(cfg, seed, goal=cfg.fid) for seed in range(cfg.seeds)]
-    reached = [next((m for m, score in curve if score <= cfg.fid), None) for curve in curves]
+    reached = [
+        next((point["minutes"] for point in curve if point["fid"] <= cfg.fid), None)
+        for curve in curves
+    ]
+    rows = [[f"{k}", "-" if m is None else f"{m:.2f}"] for k, m in enumerate(reached)]
+    write_table(f"speedrun_{cfg.model_type}", ["seed", "minutes"], rows)
     if None in reached:
         claim = f"{reached.count(None)} of {cfg.seeds} seeds missed it in {cfg.max_minutes:g} min"
     else:
-        claim = f"{spread_text(reached)} minutes"
-    print(f"# {cfg.model_type} to FID {cfg.fid:g} ({cfg.measure()}): {claim}")
-    rows = [[f"{k}", "-" if m is None else f"{m:.2f}"] for k, m in enumerate(reached)]
-    write_table(f"speedrun_{cfg.model_type}", ["seed", "minutes"], rows)
+        claim = f"{spread_text(reached)} minutes, {cfg.seeds} seeds"
+    measure = f"mnist features, n = {cfg.num_samples:,}"
+    print(f"# {cfg.model_type} to FID {cfg.fid:g} ({measure}): {claim}")
 
 
 def seconds_each(work: Callable[[], object], device: torch.device, times: int = 10) -> float:

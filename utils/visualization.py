@@ -121,12 +121,13 @@ def plot_curve(scores: list[dict]) -> Figure:
     return figure
 
 
-def plot_learning_curves(curves: list[list[tuple[float, float]]]) -> Figure:
-    """FID against minutes of training, a line for each seed."""
+def plot_learning_curves(curves: list[list[dict]]) -> Figure:
+    """`fid` against `minutes` of training, a line for each seed."""
     figure = Figure(figsize=(7, 4))
     axes = figure.subplots()
     for seed, curve in enumerate(curves):
-        axes.plot(*zip(*curve, strict=True), marker="o", label=f"seed {seed}")
+        minutes, scores = ([point[key] for point in curve] for key in ("minutes", "fid"))
+        axes.plot(minutes, scores, marker="o", label=f"seed {seed}")
     axes.set(xlabel="minutes of training", ylabel="FID, mnist", yscale="log")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
