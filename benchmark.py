@@ -223,20 +223,23 @@ def learning_curve(cfg: QualityConfig, seed: int, goal: float) -> list[dict]:
     settings make another run.
     """
     training, device = cfg.training(seed), pick_device(cfg.device)
-    settings = json.dumps(dataclasses.asdict(training)).encode()
-    name = f"benchmark_{cfg.model_type}_{cfg.max_minutes:g}min_{content_hash(settings)}"
-    path = FOLDER / f"{name}_{cfg.num_samples}.json"
+    measured = (dataclasses.asdict(training), cfg.num_samples, cfg.every, cfg.inception)
+    settings = content_hash(json.dumps(measured).encode())
+    name = f"benchmark_{cfg.model_type}_{cfg.max_minutes:g}min_{settings}"
+    path = FOLDER / f"{name}.json"
     curve = json.loads(path.read_text()) if path.exists() else []
-    if curve and (curve[-1]["fid"] <= goal or curve[-1]["minutes"] >= cfg.max_minutes):
+    reached = any(point["fid"] <= goal for point in curve)
+    if reached or (curve and curve[-1]["minutes"] >= cfg.max_minutes):
         print(f"seed {seed}: as measured before, {path}")
         return curve
     test, _ = load_dataset("mnist", cfg.data_dir, "test")
 
-    def score(network: FeatureNetwork, images: Tensor) -> float:
-        return fid(extract(network, images, "samples"), extract(network, test, "test", cache=True))
+    def judge(network: FeatureNetwork) -> Callable[[Tensor], float]:
+        reference = extract(network, test, "the test set", cache=True)
+        return lambda images: fid(extract(network, images, "samples"), reference)
 
-    network = load_features("mnist", 0, device)
-    inception = load_features("inception", 768, device) if cfg.inception else None
+    score = judge(load_features("mnist", 0, device))
+    score_end = judge(load_features("inception", 768, device)) if cfg.inception else None
 
     def watch(trainer: Trainer) -> None:
         while curve and curve[-1]["minutes"] > trainer.minutes:  # scored before an interruption
@@ -247,10 +250,9 @@ def learning_curve(cfg: QualityConfig, seed: int, goal: float) -> list[dict]:
         # a seed of its own: what is chosen by these scores is reported by others
         batches = sample_images(trainer.diffusion, trainer.ema.model, cfg.num_samples, seed=1000)
         images = torch.cat(list(batches))
-        curve.append({"minutes": trainer.minutes, "step": trainer.step})
-        curve[-1]["fid"] = score(network, images)
-        if inception and trainer.progress >= 1:
-            curve[-1]["inception"] = score(inception, images[:2000])
+        curve.append({"minutes": trainer.minutes, "step": trainer.step, "fid": score(images)})
+        if score_end and trainer.progress >= 1:
+            curve[-1]["inception"] = score_end(images[:2000])
         write_atomically(path, json.dumps(curve).encode())
         if curve[-1]["fid"] <= goal:
             raise Reached

@@ -128,10 +128,11 @@ SAMPLERS = {
 
 def check_steps(flag_value: int | None, sampler: str, timesteps: int) -> int:
     """Resolve --steps: the sampler's own by default. Raises UserError unless 1 <= steps <= T."""
-    steps = flag_value or min(SAMPLERS[sampler].steps or timesteps, timesteps)
-    if steps > timesteps:
-        raise UserError(f"--steps {steps}: must be an integer >= 1 and <= T = {timesteps}")
-    return steps
+    if flag_value is None:
+        return min(SAMPLERS[sampler].steps or timesteps, timesteps)
+    if flag_value > timesteps:
+        raise UserError(f"--steps {flag_value}: must be an integer >= 1 and <= T = {timesteps}")
+    return flag_value
 
 
 class ImageNoise:
