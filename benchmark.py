@@ -31,8 +31,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.io import write_png
 from torchvision.transforms.functional import gaussian_blur
 
-from config import DEVICES, INCEPTION_DIMS, MODEL_TYPES, TrainConfig, UserError, parse, run, setting
-from generate import load_model
+from config import (
+    DEVICES,
+    INCEPTION_DIMS,
+    MODEL_TYPES,
+    NUM_CLASSES,
+    TrainConfig,
+    UserError,
+    parse,
+    run,
+    setting,
+)
+from generate import load_model, pick_labels
 from main import Trainer, train
 from models.samplers import sample_images
 from utils.data_loader import load_dataset, to_model_range
@@ -248,8 +258,11 @@ def learning_curve(cfg: QualityConfig, seed: int, goal: float) -> list[dict]:
         if trainer.minutes < due and trainer.progress < 1:
             return
         # a seed of its own: what is chosen by these scores is reported by others
-        batches = sample_images(trainer.diffusion, trainer.ema.model, cfg.num_samples, seed=1000)
-        images = torch.cat(list(batches))
+        net, seed, count = trainer.ema.model, 1000, cfg.num_samples
+        labels = pick_labels(net, count, seed)
+        images = torch.cat(
+            list(sample_images(trainer.diffusion, net, count, seed=seed, labels=labels))
+        )
         curve.append({"minutes": trainer.minutes, "step": trainer.step, "fid": score(images)})
         if score_end and trainer.progress >= 1:
             curve[-1]["inception"] = score_end(images[:2000])
@@ -332,9 +345,11 @@ def profile(cfg: QualityConfig) -> None:
     """What one training step spends its time on, and its share of the machine's GEMM rate."""
     device = pick_device(cfg.device)
     training = cfg.training(0)
-    trainer = Trainer(training, 60_000, device, FOLDER)
+    labels = torch.arange(60_000, device=device) % NUM_CLASSES
+    trainer = Trainer(training, labels, device, FOLDER)
     x0 = to_model_range(torch.randint(256, (training.batch_size, 1, 28, 28), dtype=torch.uint8))
-    step = partial(trainer.train_step, x0.to(device), None)
+    y = labels[: training.batch_size] if training.class_conditional else None
+    step = partial(trainer.train_step, x0.to(device), y)
     seconds = seconds_each(step, device, times=30)
     with FlopCounterMode(display=False) as counter:
         step()
@@ -369,7 +384,7 @@ def sample(cfg: SpeedConfig) -> None:
         _, diffusion, net = load_model(path, device)
 
         def draw(count: int, diffusion=diffusion, net=net) -> None:
-            list(sample_images(diffusion, net, count))
+            list(sample_images(diffusion, net, count, labels=pick_labels(net, count, seed=0)))
 
         draw(16)  # not on the clock
         start = time.perf_counter()

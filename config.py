@@ -46,7 +46,7 @@ class TrainConfig:
 
     model_type: str = setting("unet", "noise predictor", choices=MODEL_TYPES)
     width: int | None = setting(None, "base channels; default 64, resnet 96", low=4, high=1024)
-    class_conditional: bool = setting(False, "train on labels too, for --label and --guidance")
+    class_conditional: bool = setting(True, "tell the network which class an image is of")
     label_dropout: float = setting(0.1, "share of labels hidden for guidance", low=0, high=1)
 
     timesteps: int = setting(300, "number of noise levels T", low=2, high=10_000)
@@ -205,7 +205,8 @@ def parse(kind: type[Config], description: str, argv: list[str] | None = None) -
             text += f" [{f.default}]"
         text = text.replace("%", "%%")
         if _field_type(f) is bool:
-            parser.add_argument(f"--{f.name}", action="store_true", help=text)
+            action = argparse.BooleanOptionalAction if f.default else "store_true"
+            parser.add_argument(f"--{f.name}", action=action, default=f.default, help=text)
         else:
             metavar = {int: "N", float: "X", str: "TEXT"}[_field_type(f)]
             parser.add_argument(f"--{f.name}", default=f.default, metavar=metavar, help=text)

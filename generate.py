@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from config import NUM_CLASSES, SampleConfig, TrainConfig, UserError, parse, run
+from config import SampleConfig, TrainConfig, UserError, parse, run
 from models import build_diffusion, build_model
 from models.diffusion import Denoiser, Diffusion
 from models.samplers import check_steps, sample_images
@@ -34,16 +34,22 @@ def load_model(path: str, device, flag="--checkpoint") -> tuple[TrainConfig, Dif
     return cfg, build_diffusion(cfg, device), net
 
 
-def pick_labels(count: int, label: int | None, conditional: bool) -> Tensor | None:
-    """Labels (count,) for a class-conditional model: `label`, or all ten in turn.
+def pick_labels(net: nn.Module, count: int, seed: int, label: int | None = None) -> Tensor | None:
+    """Labels (count,) for a class-conditional network; None for another.
 
-    Raises UserError for a label on an unconditional model.
+    They are all `label`; or, to draw from the whole distribution p(x) = sum p(y) p(x | y), they
+    come as often as in the training data. Label k of a seed is the same whatever the count.
+    Raises UserError for a label on an unconditional network.
     """
-    if conditional:
-        return torch.arange(count) % NUM_CLASSES if label is None else torch.full((count,), label)
     if label is not None:
-        raise UserError(f"--label {label}: this model is unconditional and takes no label")
-    return None
+        if not net.num_classes:
+            raise UserError(f"--label {label}: this model is unconditional and takes no label")
+        return torch.full((count,), label)
+    if not net.num_classes:
+        return None
+    bounds = net.condition.label_shares.double().cpu().cumsum(0)
+    draws = torch.from_numpy(np.random.default_rng(seed).random(count))
+    return torch.searchsorted(bounds / bounds[-1], draws, right=True)
 
 
 class PathRecorder:
@@ -74,8 +80,8 @@ class PathRecorder:
 def main() -> None:
     cfg = parse(SampleConfig, "Draw images from a trained model.")
     device = pick_device(cfg.device)
-    model_cfg, diffusion, net = load_model(cfg.checkpoint, device)
-    labels = pick_labels(cfg.num_samples, cfg.label, model_cfg.class_conditional)
+    _, diffusion, net = load_model(cfg.checkpoint, device)
+    labels = pick_labels(net, cfg.num_samples, cfg.seed, cfg.label)
     if cfg.guidance != 1 and labels is None:
         raise UserError(f"--guidance {cfg.guidance:g}: this model is unconditional; must be 1")
     steps = check_steps(cfg.steps, cfg.sampler, diffusion.schedule.timesteps)

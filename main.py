@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from config import TrainConfig, UserError, parse, run
+from config import NUM_CLASSES, TrainConfig, UserError, parse, run
 from models import build_diffusion, build_model
 from models.samplers import sample_images
 from utils.checkpoint import (
@@ -62,16 +62,19 @@ def build_optimizers(
 class Trainer:
     """Everything that changes while training, and so everything that a checkpoint holds."""
 
-    def __init__(self, cfg: TrainConfig, count: int, device: torch.device, folder: Path):
+    def __init__(self, cfg: TrainConfig, labels: Tensor, device: torch.device, folder: Path):
         torch.manual_seed(cfg.seed)
         self.cfg, self.device, self.folder = cfg, device, folder
         self.net = build_model(cfg).to(device, memory_format=torch.channels_last)
+        if cfg.class_conditional:
+            counts = labels.bincount(minlength=NUM_CLASSES)
+            self.net.condition.label_shares.copy_(counts / len(labels))
         self.compiled = torch.compile(self.net) if cfg.compile else self.net
         self.ema = EMA(self.net, cfg.ema_length)
         self.diffusion = build_diffusion(cfg, device)
         self.optimizers = build_optimizers(self.net, cfg, device)
         self.generator = torch.Generator(device).manual_seed(cfg.seed)
-        self.steps_per_epoch = count // min(cfg.batch_size, count)
+        self.steps_per_epoch = len(labels) // min(cfg.batch_size, len(labels))
         self.step, self.minutes = 0, 0.0
         self.history: dict[str, list] = {"step": [], "loss": []}
 
@@ -85,6 +88,7 @@ class Trainer:
         """One optimizer step; returns loss and gradient norm, still on the device."""
         for optimizer in self.optimizers:
             optimizer.param_groups[0]["lr"] = learning_rate(self.cfg.lr, self.progress)
+        y = None if y is None else self.hide_labels(y)
         with autocast(self.device, self.cfg.precision):
             loss = self.diffusion.loss(self.compiled, x0, y, self.generator)
         self.net.zero_grad()
@@ -115,7 +119,7 @@ class Trainer:
 
     def sample_grid(self, count: int = 64) -> Tensor:
         """A grid of the averaged network's samples, always of the same noise."""
-        labels = torch.arange(count) % 10 if self.cfg.class_conditional else None
+        labels = torch.arange(count) % NUM_CLASSES if self.cfg.class_conditional else None
         batches = sample_images(self.diffusion, self.ema.model, count, labels=labels)
         return make_grid(torch.cat(list(batches)))
 
@@ -174,7 +178,7 @@ def train(cfg: TrainConfig, watch: Callable[[Trainer], None] = lambda trainer: N
     )
     images, labels = load_dataset(cfg.dataset, cfg.data_dir, "train")
     images, labels = images[: cfg.train_size].to(device), labels[: cfg.train_size].to(device)
-    trainer = Trainer(cfg, len(images), device, checkpoints)
+    trainer = Trainer(cfg, labels, device, checkpoints)
     saved = list_checkpoints(checkpoints)
     if saved:
         trainer.restore(saved[-1])
@@ -215,7 +219,7 @@ def train_epoch(
     recent = []  # (loss, gradient norm) on the device: reading them would wait for it
     for index in bar:
         index = index.to(trainer.device)
-        y = trainer.hide_labels(labels[index]) if cfg.class_conditional else None
+        y = labels[index] if cfg.class_conditional else None
         recent.append(trainer.train_step(to_model_range(images[index]), y))
         trainer.minutes = minutes_before + (time.monotonic() - start) / 60
         over = trainer.progress >= 1

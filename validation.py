@@ -64,7 +64,7 @@ def draw_candidate(cfg: EvalConfig, path: Path, device: torch.device) -> Candida
     train_cfg, diffusion, net = load_model(path, device, "--path_to_model")
     if cfg.model_type and cfg.model_type != train_cfg.model_type:
         raise UserError(f"--model_type {cfg.model_type}: {path} holds a {train_cfg.model_type}")
-    labels = pick_labels(cfg.num_samples, None, train_cfg.class_conditional)
+    labels = pick_labels(net, cfg.num_samples, cfg.seed)
     if labels is None and (cfg.tstr or cfg.guidance != 1):
         flag = "--tstr" if cfg.tstr else f"--guidance {cfg.guidance:g}"
         raise UserError(f"{flag}: {path} is unconditional, and its images have no labels")

@@ -22,6 +22,10 @@ class Conditioning(nn.Module):
 
     Label `num_classes` is the null label: "any class". Networks without labels have
     num_classes = 0 and take y = None only.
+
+    Attributes:
+        label_shares: (num_classes,) how often each label is drawn when none is asked for: as often
+            as in the training data, which training writes here.
     """
 
     def __init__(self, dim: int, num_classes: int = 0):
@@ -29,6 +33,8 @@ class Conditioning(nn.Module):
         self.num_classes = num_classes
         self.mlp = nn.Sequential(nn.Linear(64, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.label = nn.Embedding(num_classes + 1, dim) if num_classes else None
+        if num_classes:
+            self.register_buffer("label_shares", torch.full((num_classes,), 1 / num_classes))
 
     def forward(self, t: Tensor, y: Tensor | None) -> Tensor:
         """Raises ValueError when labels are given to a network that has none."""

@@ -18,6 +18,11 @@ def test_the_experiment_name_is_made_of_the_settings():
     assert TrainConfig(experiment_name="mine").experiment() == "mine"
 
 
+def test_a_setting_that_is_on_can_be_turned_off():
+    assert not parse(TrainConfig, "", ["--no-class_conditional"]).class_conditional
+    assert parse(TrainConfig, "", ["--class_conditional"]).class_conditional
+
+
 def test_configs_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         TrainConfig().epochs = 3

@@ -48,7 +48,7 @@ def test_labels_and_the_null_label(model_type, batch):
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_an_unconditional_network_takes_no_label(model_type, batch):
-    net = build_model(TrainConfig(model_type=model_type, width=16))
+    net = build_model(TrainConfig(model_type=model_type, width=16, class_conditional=False))
     with pytest.raises(ValueError, match="unconditional"):
         net(*batch, torch.tensor([1, 2, 3]))
 
