@@ -26,24 +26,15 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.io import write_png
 from torchvision.transforms.functional import gaussian_blur
 
-from config import (
-    DEVICES,
-    INCEPTION_DIMS,
-    MODEL_TYPES,
-    NUM_CLASSES,
-    TrainConfig,
-    UserError,
-    parse,
-    run,
-    setting,
-)
+from config import DEVICES, INCEPTION_DIMS, MODEL_TYPES, TrainConfig, UserError, parse, run, setting
 from generate import load_model, pick_labels
 from main import Trainer, train
+from models.diffusion import Diffusion
 from models.samplers import sample_images
 from utils.data_loader import load_dataset, to_model_range
 from utils.device import arithmetic, environment, pick_device, seeded_generator
@@ -222,6 +213,12 @@ class QualityConfig:
         )
 
 
+def draw(diffusion: Diffusion, net: nn.Module, count: int, seed: int) -> Tensor:
+    """(count, 1, 28, 28) uint8 images, as generate.py draws them by default."""
+    labels = pick_labels(net, count, seed)
+    return torch.cat(list(sample_images(diffusion, net, count, seed=seed, labels=labels)))
+
+
 class Reached(Exception):
     """The speedrun's FID is reached."""
 
@@ -258,11 +255,7 @@ def learning_curve(cfg: QualityConfig, seed: int, goal: float) -> list[dict]:
         if trainer.minutes < due and trainer.progress < 1:
             return
         # a seed of its own: what is chosen by these scores is reported by others
-        net, seed, count = trainer.ema.model, 1000, cfg.num_samples
-        labels = pick_labels(net, count, seed)
-        images = torch.cat(
-            list(sample_images(trainer.diffusion, net, count, seed=seed, labels=labels))
-        )
+        images = draw(trainer.diffusion, trainer.ema.model, cfg.num_samples, seed=1000)
         curve.append({"minutes": trainer.minutes, "step": trainer.step, "fid": score(images)})
         if score_end and trainer.progress >= 1:
             curve[-1]["inception"] = score_end(images[:2000])
@@ -345,11 +338,10 @@ def profile(cfg: QualityConfig) -> None:
     """What one training step spends its time on, and its share of the machine's GEMM rate."""
     device = pick_device(cfg.device)
     training = cfg.training(0)
-    labels = torch.arange(60_000, device=device) % NUM_CLASSES
+    labels = torch.zeros(60_000, dtype=torch.long, device=device)
     trainer = Trainer(training, labels, device, FOLDER)
     x0 = to_model_range(torch.randint(256, (training.batch_size, 1, 28, 28), dtype=torch.uint8))
-    y = labels[: training.batch_size] if training.class_conditional else None
-    step = partial(trainer.train_step, x0.to(device), y)
+    step = partial(trainer.train_step, x0.to(device), labels[: training.batch_size])
     seconds = seconds_each(step, device, times=30)
     with FlopCounterMode(display=False) as counter:
         step()
@@ -382,13 +374,9 @@ def sample(cfg: SpeedConfig) -> None:
         if path.stem not in MODEL_TYPES:
             continue
         _, diffusion, net = load_model(path, device)
-
-        def draw(count: int, diffusion=diffusion, net=net) -> None:
-            list(sample_images(diffusion, net, count, labels=pick_labels(net, count, seed=0)))
-
-        draw(16)  # not on the clock
+        draw(diffusion, net, 16, seed=0)  # not on the clock
         start = time.perf_counter()
-        draw(cfg.num_samples)
+        draw(diffusion, net, cfg.num_samples, seed=0)
         rate = cfg.num_samples / (time.perf_counter() - start)
         rows.append([path.stem, f"{rate:.1f}"])
     write_table("sample", ["network", "images/s"], rows)

@@ -41,15 +41,15 @@ def pick_labels(net: nn.Module, count: int, seed: int, label: int | None = None)
     come as often as in the training data. Label k of a seed is the same whatever the count.
     Raises UserError for a label on an unconditional network.
     """
-    if label is not None:
-        if not net.num_classes:
-            raise UserError(f"--label {label}: this model is unconditional and takes no label")
-        return torch.full((count,), label)
     if not net.num_classes:
+        if label is not None:
+            raise UserError(f"--label {label}: this model is unconditional and takes no label")
         return None
-    bounds = net.condition.label_shares.double().cpu().cumsum(0)
-    draws = torch.from_numpy(np.random.default_rng(seed).random(count))
-    return torch.searchsorted(bounds / bounds[-1], draws, right=True)
+    if label is not None:
+        return torch.full((count,), label)
+    shares = net.condition.label_shares.double().cpu().numpy()
+    random = np.random.default_rng(seed)
+    return torch.from_numpy(random.choice(net.num_classes, count, p=shares / shares.sum()))
 
 
 class PathRecorder:

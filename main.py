@@ -84,11 +84,11 @@ class Trainer:
         by_steps = self.step / (self.cfg.epochs * self.steps_per_epoch)
         return max(by_steps, self.minutes / self.cfg.max_minutes if self.cfg.max_minutes else 0.0)
 
-    def train_step(self, x0: Tensor, y: Tensor | None) -> tuple[Tensor, ...]:
+    def train_step(self, x0: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         """One optimizer step; returns loss and gradient norm, still on the device."""
         for optimizer in self.optimizers:
             optimizer.param_groups[0]["lr"] = learning_rate(self.cfg.lr, self.progress)
-        y = None if y is None else self.hide_labels(y)
+        y = self.hide_labels(y) if self.cfg.class_conditional else None
         with autocast(self.device, self.cfg.precision):
             loss = self.diffusion.loss(self.compiled, x0, y, self.generator)
         self.net.zero_grad()
@@ -219,8 +219,7 @@ def train_epoch(
     recent = []  # (loss, gradient norm) on the device: reading them would wait for it
     for index in bar:
         index = index.to(trainer.device)
-        y = labels[index] if cfg.class_conditional else None
-        recent.append(trainer.train_step(to_model_range(images[index]), y))
+        recent.append(trainer.train_step(to_model_range(images[index]), labels[index]))
         trainer.minutes = minutes_before + (time.monotonic() - start) / 60
         over = trainer.progress >= 1
         if over or trainer.step % LOG_EVERY == 0 or trainer.step % trainer.steps_per_epoch == 0:
