@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.layers import Conditioning, ResidualBlock, group_norm, zero_init
+from models.layers import Conditioning, LayerNorm2d, ResidualBlock, zero_init
 
 
 class ResNet(nn.Module):
@@ -25,7 +25,7 @@ class ResNet(nn.Module):
         self.condition = Conditioning(2 * width, num_classes)
         self.stem = nn.Conv2d(4 * in_channels, width, 3, padding=1)
         self.blocks = nn.ModuleList(ResidualBlock(width, width, 2 * width) for _ in range(depth))
-        self.norm = group_norm(width)
+        self.norm = LayerNorm2d(width)
         self.head = zero_init(nn.Conv2d(width, 4 * in_channels, 3, padding=1))
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:

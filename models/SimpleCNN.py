@@ -3,29 +3,33 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.layers import Conditioning, group_norm, scale_shift, zero_init
+from models.layers import Conditioning, LayerNorm2d, scale_shift, zero_init
+
+DILATIONS = (1, 2, 4, 1, 2, 4, 2, 1)  # pixels between the taps of each layer's convolution
 
 
 class SimpleCNN(nn.Module):
-    """`depth` times (conv, norm, scale-shift by t and y, SiLU), nothing else.
+    """Eight times (conv, norm, scale-shift by t and y, SiLU), nothing else.
 
-    It sees the image as 2x2 blocks of pixels, 28x28x1 -> 14x14x4, so that eight 3x3 convolutions
-    reach across it.
+    It sees the image as 2x2 blocks of pixels, 28x28x1 -> 14x14x4, and its convolutions are dilated
+    (Yu & Koltun 2016), so that eight of them reach from one corner to the other.
 
     Args:
         in_channels: image channels C.
         width: channels of every layer.
         num_classes: 0, or the number of labels (label `num_classes` is then the null label).
-        depth: number of layers between stem and head.
     """
 
-    def __init__(self, in_channels: int = 1, width: int = 64, num_classes: int = 0, depth: int = 8):
+    def __init__(self, in_channels: int = 1, width: int = 64, num_classes: int = 0):
         super().__init__()
+        depth = len(DILATIONS)
         self.num_classes = num_classes
         self.condition = Conditioning(2 * width, num_classes)
         self.stem = nn.Conv2d(4 * in_channels, width, 3, padding=1)
-        self.convs = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(depth))
-        self.norms = nn.ModuleList(group_norm(width) for _ in range(depth))
+        self.convs = nn.ModuleList(
+            nn.Conv2d(width, width, 3, padding=d, dilation=d) for d in DILATIONS
+        )
+        self.norms = nn.ModuleList(LayerNorm2d(width) for _ in range(depth))
         self.films = nn.ModuleList(zero_init(nn.Linear(2 * width, 2 * width)) for _ in range(depth))
         self.head = zero_init(nn.Conv2d(width, 4 * in_channels, 3, padding=1))
 

@@ -23,4 +23,4 @@ def build_model(cfg: TrainConfig) -> nn.Module:
 def build_diffusion(cfg: TrainConfig, device="cpu") -> Diffusion:
     """The process that `cfg` describes."""
     schedule = NoiseSchedule(cfg.schedule, cfg.timesteps)
-    return Diffusion(schedule, cfg.prediction, cfg.weighting, cfg.t_mean, cfg.t_std, device)
+    return Diffusion(schedule, cfg.prediction, cfg.t_mean, cfg.t_std, cfg.t_even, device)

@@ -27,17 +27,6 @@ TO_X0 = {
     "v": lambda pred, x_t, a, s: a * x_t - s * pred,
     "x0": lambda pred, x_t, a, s: pred,
 }
-# An error in the prediction times this power of the signal-to-noise ratio is the error in x0.
-X0_ERROR = {
-    "eps": lambda snr: 1 / snr,
-    "v": lambda snr: 1 / (snr + 1),
-    "x0": lambda snr: torch.ones_like(snr),
-}
-MIN_SNR_GAMMA = 5.0  # Hang et al. 2023, section 3.4
-WEIGHTINGS = {
-    "none": lambda snr, x0_error: torch.ones_like(snr),
-    "min_snr": lambda snr, x0_error: snr.clamp(max=MIN_SNR_GAMMA) * x0_error(snr),
-}
 
 
 class Diffusion:
@@ -52,36 +41,37 @@ class Diffusion:
         self,
         schedule: NoiseSchedule,
         prediction: str,
-        weighting: str,
         t_mean: float = 0.0,
         t_std: float = 1.0,
+        t_even: float = 0.0,
         device="cpu",
     ):
-        self.schedule, self.t_mean, self.t_std = schedule, t_mean, t_std
+        self.schedule, self.t_mean, self.t_std, self.t_even = schedule, t_mean, t_std, t_even
         self.target, self.to_x0 = TARGETS[prediction], TO_X0[prediction]
-        snr = schedule.alpha_bar / (1 - schedule.alpha_bar)
-        self.loss_weight = WEIGHTINGS[weighting](snr, X0_ERROR[prediction]).float().to(device)
         self.sqrt_alpha_bar = schedule.alpha_bar.sqrt().float().to(device)
         self.sqrt_one_minus_alpha_bar = (1 - schedule.alpha_bar).sqrt().float().to(device)
 
     def draw_t(self, batch: int, generator: torch.Generator) -> Tensor:
-        """Timesteps (B,) int64 to train at: t / T is a sigmoid of N(t_mean, t_std^2).
+        """Timesteps (B,) int64 to train at: t / T is a sigmoid of N(t_mean, t_std^2), or even.
 
-        The logit-normal of Esser et al. 2024, eq. 19: most often where there is most to learn, a
-        little above half of the schedule, where noise and image are equally strong and it is being
-        settled which digit it is to be. t is stratified: one draw from each of B equal shares of
-        the distribution, so that every batch sees all of it, and the loss varies less.
+        The logit-normal of Esser et al. 2024, eq. 19: most often where there is most to learn, at
+        half of the schedule, where noise and image are equally strong. But it hardly ever visits
+        the ends, and the longer the network trains, the more it forgets how to remove the last
+        faint noise: hence a share `t_even` drawn evenly. t is stratified: one draw from each of B
+        equal shares of the distribution, so that every batch sees all of it.
         """
         u = torch.rand(batch, generator=generator, device=generator.device)
         share = (torch.arange(batch, device=generator.device) + u) / batch
+        even = share / max(self.t_even, 1e-9)
+        share = (share - self.t_even) / max(1 - self.t_even, 1e-9)
         normal = 2**0.5 * torch.erfinv((2 * share - 1).clamp(-1 + 1e-6, 1 - 1e-6))
-        t = torch.sigmoid(self.t_mean + self.t_std * normal) * self.schedule.timesteps
-        return t.long().clamp(max=self.schedule.timesteps - 1)
+        t = torch.where(even < 1, even, torch.sigmoid(self.t_mean + self.t_std * normal))
+        return (t * self.schedule.timesteps).long().clamp(max=self.schedule.timesteps - 1)
 
     def loss(
         self, net: nn.Module, x0: Tensor, y: Tensor | None, generator: torch.Generator
     ) -> Tensor:
-        """Mean weighted squared error of the prediction (Ho et al. 2020, eq. 14), a scalar.
+        """Mean squared error of the prediction (Ho et al. 2020, eq. 14), a scalar.
 
         An error that clamping x0_hat to [-1, 1] undoes is none: a black pixel (x0 = -1) may be
         predicted blacker than black. Samplers clamp, so this is the error of what they use. Its
@@ -98,7 +88,7 @@ class Diffusion:
         x0_hat = self.to_x0(prediction, x_t, a, s)
         error = prediction - self.target(x0, eps, a, s)
         error = error.masked_fill((x0.abs() == 1) & (x0_hat * x0 > 1), 0.0)
-        return (self.loss_weight[t] * error.square().mean(dim=(1, 2, 3))).mean()
+        return error.square().mean()
 
     def denoiser(
         self, net: nn.Module, labels: Tensor | None = None, guidance: float = 1.0

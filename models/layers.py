@@ -46,9 +46,11 @@ class Conditioning(nn.Module):
         return F.silu(c)
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    """Group norm with 8 groups, or as many as divide `channels`."""
-    return nn.GroupNorm(math.gcd(8, channels), channels)
+class LayerNorm2d(nn.LayerNorm):
+    """Layer norm (Ba et al. 2016) over the channels of each pixel; (B, C, H, W), same shape."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def zero_init(layer: nn.Module) -> nn.Module:
@@ -69,9 +71,9 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, cond_dim: int):
         super().__init__()
-        self.norm1 = group_norm(in_channels)
+        self.norm1 = LayerNorm2d(in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = group_norm(out_channels)
+        self.norm2 = LayerNorm2d(out_channels)
         self.condition = zero_init(nn.Linear(cond_dim, 2 * out_channels))
         self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
         same = in_channels == out_channels

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.layers import Conditioning, ResidualBlock, group_norm, zero_init
+from models.layers import Conditioning, LayerNorm2d, ResidualBlock, zero_init
 
 
 class Attention(nn.Module):
@@ -18,7 +18,7 @@ class Attention(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         self.heads = math.gcd(4, channels)
-        self.norm = group_norm(channels)
+        self.norm = LayerNorm2d(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = zero_init(nn.Conv2d(channels, channels, 1))
 
@@ -55,11 +55,12 @@ class UNet(nn.Module):
         self.downsample = nn.Conv2d(width, width, 3, stride=2, padding=1)
         self.down2 = ResidualBlock(width, deep, cond_dim)
         self.attention = Attention(deep)
-        self.middle = ResidualBlock(deep, deep, cond_dim)
+        self.middle1 = ResidualBlock(deep, deep, cond_dim)
+        self.middle2 = ResidualBlock(deep, deep, cond_dim)
         self.up2 = ResidualBlock(2 * deep, deep, cond_dim)
-        self.upsample = nn.Conv2d(deep, width, 3, padding=1)
-        self.up1 = ResidualBlock(2 * width, width, cond_dim)
-        self.norm = group_norm(width)
+        self.upsample = nn.Conv2d(deep, 4 * width, 1)
+        self.up1 = ResidualBlock(width, width, cond_dim)
+        self.norm = LayerNorm2d(width)
         self.head = zero_init(nn.Conv2d(width, 4 * in_channels, 3, padding=1))
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
@@ -67,8 +68,8 @@ class UNet(nn.Module):
         c = self.condition(t, y)
         h1 = self.down1(self.stem(F.pixel_unshuffle(x_t, 2)), c)  # (B, width, 14, 14)
         h2 = self.down2(self.downsample(h1), c)  # (B, deep, 7, 7)
-        h = self.middle(self.attention(h2), c)
+        h = self.middle2(self.middle1(self.attention(h2), c), c)
         h = self.up2(torch.cat([h, h2], dim=1), c)
-        h = self.upsample(F.interpolate(h, scale_factor=2.0))
-        h = self.up1(torch.cat([h, h1], dim=1), c)
+        h = F.pixel_shuffle(self.upsample(h), 2)  # (B, width, 14, 14)
+        h = self.up1(h + h1, c)
         return F.pixel_shuffle(self.head(F.silu(self.norm(h))), 2)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from config import PREDICTIONS, WEIGHTINGS
+from config import PREDICTIONS
 from models import diffusion as D
 from models.diffusion import Diffusion
 from utils.noise_scheduler import NoiseSchedule
@@ -9,8 +9,8 @@ from utils.noise_scheduler import NoiseSchedule
 SCHEDULE = NoiseSchedule("cosine", 50)
 
 
-def make(prediction="v", weighting="none"):
-    return Diffusion(SCHEDULE, prediction, weighting)
+def make(prediction="v"):
+    return Diffusion(SCHEDULE, prediction)
 
 
 def gen(seed=0):
@@ -33,8 +33,7 @@ class Labelled(torch.nn.Module):
 
 
 def test_every_name_of_the_flags_exists():
-    assert set(D.TARGETS) == set(D.TO_X0) == set(D.X0_ERROR) == set(PREDICTIONS)
-    assert set(D.WEIGHTINGS) == set(WEIGHTINGS)
+    assert set(D.TARGETS) == set(D.TO_X0) == set(PREDICTIONS)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -48,24 +47,9 @@ def test_target_and_back_is_the_image(prediction):
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_min_snr_weights_the_x0_error_by_the_clamped_snr(prediction):
-    """The weight on any prediction's error is min(SNR, 5) on the error in x0 that it causes."""
-    x0, eps, wrong = torch.randn(3, 50, 1, 8, 8, generator=gen(), dtype=torch.float64)
-    a = SCHEDULE.alpha_bar.sqrt().view(-1, 1, 1, 1)
-    s = (1 - SCHEDULE.alpha_bar).sqrt().view(-1, 1, 1, 1)
-    target = D.TARGETS[prediction](x0, eps, a, s)
-    x0_hat = D.TO_X0[prediction](target + wrong, a * x0 + s * eps, a, s)
-    snr = SCHEDULE.alpha_bar / (1 - SCHEDULE.alpha_bar)
-    expected = snr.clamp(max=5) * (x0_hat - x0).square().mean(dim=(1, 2, 3))
-    weighted = make(prediction, "min_snr").loss_weight * wrong.square().mean(dim=(1, 2, 3))
-    torch.testing.assert_close(weighted, expected, rtol=1e-5, atol=0)
-
-
-@pytest.mark.parametrize("weighting", WEIGHTINGS)
-@pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_the_loss_of_a_network_that_knows_the_answer_is_zero(prediction, weighting):
+def test_the_loss_of_a_network_that_knows_the_answer_is_zero(prediction):
     x0 = torch.randn(64, 1, 8, 8, generator=gen())
-    diffusion = make(prediction, weighting)
+    diffusion = make(prediction)
 
     def oracle(x_t, t, y):
         a = diffusion.sqrt_alpha_bar[t.long()].view(-1, 1, 1, 1)
@@ -78,7 +62,7 @@ def test_the_loss_of_a_network_that_knows_the_answer_is_zero(prediction, weighti
 
 
 def test_timesteps_are_stratified_and_logit_normal():
-    diffusion = Diffusion(NoiseSchedule("cosine", 1000), "v", "none", t_mean=0.5, t_std=0.8)
+    diffusion = Diffusion(NoiseSchedule("cosine", 1000), "v", t_mean=0.5, t_std=0.8)
     t = torch.cat([diffusion.draw_t(1000, gen(seed)) for seed in range(20)]).double()
     z = torch.logit((t + 0.5) / 1000)
     assert abs(z.mean() - 0.5) < 0.01 and abs(z.std() - 0.8) < 0.01
@@ -91,11 +75,17 @@ def test_timesteps_are_stratified_and_logit_normal():
         assert abs(low - 100 * share) <= 1
 
 
-def test_a_logit_std_of_1_7_is_nearly_even_in_t():
-    diffusion = Diffusion(NoiseSchedule("cosine", 50), "v", "none", t_mean=0.0, t_std=1.7)
+def test_a_share_of_the_timesteps_is_even_over_all_levels():
+    schedule = NoiseSchedule("cosine", 50)
+    diffusion = Diffusion(schedule, "v", t_mean=0.0, t_std=0.1, t_even=0.4)
     t = torch.cat([diffusion.draw_t(100, gen(seed)) for seed in range(200)])
-    counts = torch.bincount(t, minlength=50) / 400
-    assert counts[2:-2].min() > 0.85 and counts.max() < 1.2
+    counts = torch.bincount(t, minlength=50)
+    outer = torch.cat([counts[:15], counts[-15:]])  # where the narrow logit-normal never is
+    expected = 0.4 * len(t) / 50
+    assert (outer - expected).abs().max() < 5 * expected**0.5
+    assert abs(counts[20:30].sum() - (0.6 + 0.4 / 5) * len(t)) < 0.01 * len(t)
+    wholly_even = Diffusion(schedule, "v", t_even=1.0).draw_t(50, gen())
+    assert wholly_even.tolist() == list(range(50))
 
 
 def test_the_denoiser_of_an_oracle_is_exact():
