@@ -22,15 +22,14 @@ class SimpleCNN(nn.Module):
 
     def __init__(self, in_channels: int = 1, width: int = 64, num_classes: int = 0):
         super().__init__()
-        depth = len(DILATIONS)
         self.num_classes = num_classes
         self.condition = Conditioning(2 * width, num_classes)
         self.stem = nn.Conv2d(4 * in_channels, width, 3, padding=1)
         self.convs = nn.ModuleList(
             nn.Conv2d(width, width, 3, padding=d, dilation=d) for d in DILATIONS
         )
-        self.norms = nn.ModuleList(LayerNorm2d(width) for _ in range(depth))
-        self.films = nn.ModuleList(zero_init(nn.Linear(2 * width, 2 * width)) for _ in range(depth))
+        self.norms = nn.ModuleList(LayerNorm2d(width) for _ in DILATIONS)
+        self.films = nn.ModuleList(zero_init(nn.Linear(2 * width, 2 * width)) for _ in DILATIONS)
         self.head = zero_init(nn.Conv2d(width, 4 * in_channels, 3, padding=1))
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:

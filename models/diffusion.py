@@ -55,16 +55,16 @@ class Diffusion:
         """Timesteps (B,) int64 to train at: t / T is a sigmoid of N(t_mean, t_std^2), or even.
 
         The logit-normal of Esser et al. 2024, eq. 19: most often where there is most to learn, at
-        half of the schedule, where noise and image are equally strong. But it hardly ever visits
-        the ends, and the longer the network trains, the more it forgets how to remove the last
-        faint noise: hence a share `t_even` drawn evenly. t is stratified: one draw from each of B
-        equal shares of the distribution, so that every batch sees all of it.
+        half of the schedule, where noise and image are equally strong. It hardly ever visits the
+        ends, of which the lower one is where the last faint noise is to be removed: hence a share
+        `t_even` drawn evenly. t is stratified: one draw from each of B equal shares of the
+        distribution, so that every batch sees all of it, and the loss varies less.
         """
         u = torch.rand(batch, generator=generator, device=generator.device)
         share = (torch.arange(batch, device=generator.device) + u) / batch
         even = share / max(self.t_even, 1e-9)
-        share = (share - self.t_even) / max(1 - self.t_even, 1e-9)
-        normal = 2**0.5 * torch.erfinv((2 * share - 1).clamp(-1 + 1e-6, 1 - 1e-6))
+        rest = (share - self.t_even) / max(1 - self.t_even, 1e-9)
+        normal = 2**0.5 * torch.erfinv((2 * rest - 1).clamp(-1 + 1e-6, 1 - 1e-6))
         t = torch.where(even < 1, even, torch.sigmoid(self.t_mean + self.t_std * normal))
         return (t * self.schedule.timesteps).long().clamp(max=self.schedule.timesteps - 1)
 
