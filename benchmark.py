@@ -6,6 +6,8 @@
     python benchmark.py train     FID against minutes of training (--profile: where a step goes)
     python benchmark.py speedrun  minutes of training until a given FID
     python benchmark.py sample    images/s of the shipped networks
+    python benchmark.py samplers  FID against network calls, for each sampler
+    python benchmark.py guidance  FID and agreement with the label against the guidance scale
 
 Tables and figures are also written to outputs/benchmark/. Training and sampling are main.py's and
 generate.py's own; scoring is not on the clock.
@@ -31,18 +33,30 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.io import write_png
 from torchvision.transforms.functional import gaussian_blur
 
-from config import DEVICES, INCEPTION_DIMS, MODEL_TYPES, TrainConfig, UserError, parse, run, setting
-from generate import load_model, pick_labels
+from config import (
+    DEVICES,
+    INCEPTION_DIMS,
+    MODEL_TYPES,
+    SPACINGS,
+    TrainConfig,
+    UserError,
+    parse,
+    run,
+    setting,
+)
+from config import SAMPLERS as SAMPLER_NAMES
+from generate import load_model
 from main import Trainer, train
 from models.diffusion import Diffusion
-from models.samplers import sample_images
+from models.drawing import pick_labels
+from models.samplers import SAMPLERS, sample_images
 from utils.data_loader import load_dataset, to_model_range
 from utils.device import arithmetic, environment, pick_device, seeded_generator
 from utils.features import FeatureNetwork, extract, load_features
 from utils.files import load_images, write_atomically
 from utils.metrics import fid
 from utils.scoring import METRICS, all_scores, content_hash, score_text
-from utils.visualization import plot_faults, plot_learning_curves, save_figure
+from utils.visualization import plot_faults, plot_learning_curves, plot_sampler_curves, save_figure
 
 FOLDER = Path("outputs") / "benchmark"
 
@@ -194,7 +208,9 @@ class QualityConfig:
     every: float = setting(1.0, "minutes of training between two scores", above=0)
     seeds: int = setting(3, "number of runs", low=1)
     num_samples: int = setting(5000, "images for each score", low=40)
-    inception: bool = setting(False, "train: score the end by Inception as well (768, n = 2,000)")
+    inception: int | None = setting(
+        None, "train: score N images of the end by Inception as well (768)", low=40
+    )
     profile: bool = setting(False, "train: only show what a training step spends its time on")
     device: str = setting("auto", "where to compute", choices=DEVICES)
     data_dir: str = setting("./data", "where MNIST is, or is downloaded to")
@@ -213,10 +229,18 @@ class QualityConfig:
         )
 
 
-def draw(diffusion: Diffusion, net: nn.Module, count: int, seed: int) -> Tensor:
-    """(count, 1, 28, 28) uint8 images, as generate.py draws them by default."""
+def draw(diffusion: Diffusion, net: nn.Module, count: int, seed: int, **options) -> Tensor:
+    """(count, 1, 28, 28) uint8 images, as generate.py draws them; by default, by its defaults."""
     labels = pick_labels(net, count, seed)
-    return torch.cat(list(sample_images(diffusion, net, count, seed=seed, labels=labels)))
+    batches = sample_images(diffusion, net, count, seed=seed, labels=labels, **options)
+    return torch.cat(list(batches))
+
+
+def judge(network: FeatureNetwork, data_dir: str) -> Callable[[Tensor], float]:
+    """The FID of images against MNIST's test set, in the features of `network`."""
+    test, _ = load_dataset("mnist", data_dir, "test")
+    reference = extract(network, test, "the test set", cache=True)
+    return lambda images: fid(extract(network, images, "samples"), reference)
 
 
 class Reached(Exception):
@@ -239,14 +263,9 @@ def learning_curve(cfg: QualityConfig, seed: int, goal: float) -> list[dict]:
     if reached or (curve and curve[-1]["minutes"] >= cfg.max_minutes):
         print(f"seed {seed}: as measured before, {path}")
         return curve
-    test, _ = load_dataset("mnist", cfg.data_dir, "test")
-
-    def judge(network: FeatureNetwork) -> Callable[[Tensor], float]:
-        reference = extract(network, test, "the test set", cache=True)
-        return lambda images: fid(extract(network, images, "samples"), reference)
-
-    score = judge(load_features("mnist", 0, device))
-    score_end = judge(load_features("inception", 768, device)) if cfg.inception else None
+    score = judge(load_features("mnist", 0, device), cfg.data_dir)
+    if cfg.inception:
+        score_end = judge(load_features("inception", 768, device), cfg.data_dir)
 
     def watch(trainer: Trainer) -> None:
         while curve and curve[-1]["minutes"] > trainer.minutes:  # scored before an interruption
@@ -257,8 +276,8 @@ def learning_curve(cfg: QualityConfig, seed: int, goal: float) -> list[dict]:
         # a seed of its own: what is chosen by these scores is reported by others
         images = draw(trainer.diffusion, trainer.ema.model, cfg.num_samples, seed=1000)
         curve.append({"minutes": trainer.minutes, "step": trainer.step, "fid": score(images)})
-        if score_end and trainer.progress >= 1:
-            curve[-1]["inception"] = score_end(images[:2000])
+        if cfg.inception and trainer.progress >= 1:
+            curve[-1]["inception"] = score_end(images[: cfg.inception])
         write_atomically(path, json.dumps(curve).encode())
         if curve[-1]["fid"] <= goal:
             raise Reached
@@ -280,6 +299,8 @@ def train_benchmark(cfg: QualityConfig) -> None:
     if cfg.profile:
         profile(cfg)
         return
+    if cfg.inception and cfg.inception > cfg.num_samples:
+        raise UserError(f"--inception {cfg.inception}: must be at most --num_samples")
     curves = [learning_curve(cfg, seed, goal=0.0) for seed in range(cfg.seeds)]
     save_figure(FOLDER / f"train_{cfg.model_type}.png", plot_learning_curves(curves))
     rows = [
@@ -292,7 +313,7 @@ def train_benchmark(cfg: QualityConfig) -> None:
     claim = f"FID {scores} (mnist features, n = {cfg.num_samples:,})"
     if cfg.inception:
         scores = spread_text([curve[-1]["inception"] for curve in curves])
-        claim += f", {scores} (inception 768, n = {min(2000, cfg.num_samples):,})"
+        claim += f", {scores} (inception 768, n = {cfg.inception:,})"
     print(f"# {cfg.model_type}, {cfg.max_minutes:g} minutes, {cfg.seeds} seeds: {claim}")
 
 
@@ -382,6 +403,96 @@ def sample(cfg: SpeedConfig) -> None:
     write_table("sample", ["network", "images/s"], rows)
 
 
+@dataclass(frozen=True)
+class SamplersConfig:
+    """What to draw with, how often the network may be called, and how closely to look."""
+
+    checkpoint: str = setting("checkpoints/pretrained/unet.pth", "the model to sample from")
+    sampler: str | None = setting(None, "only this one", choices=SAMPLER_NAMES)
+    spacing: str | None = setting(None, "in place of the sampler's own", choices=SPACINGS)
+    calls: str = setting("4,6,8,10,15,20,50,100,300", "network calls an image, at most")
+    num_samples: int = setting(10_000, "images for each score", low=40)
+    inception: int | None = setting(None, "score N of them by Inception as well (768)", low=40)
+    device: str = setting("auto", "where to compute", choices=DEVICES)
+    data_dir: str = setting("./data", "where MNIST is, or is downloaded to")
+
+
+def samplers(cfg: SamplersConfig) -> None:
+    """FID against network calls an image. What was measured before is kept, and not done again."""
+    calls = [int(part) if part.isdecimal() else 0 for part in cfg.calls.split(",")]
+    if min(calls) < 1:
+        raise UserError(f"--calls {cfg.calls}: must be integers >= 1, like 4,6,8")
+    device = pick_device(cfg.device)
+    _, diffusion, net = load_model(cfg.checkpoint, device)
+    spaces = [("mnist", cfg.num_samples, judge(load_features("mnist", 0, device), cfg.data_dir))]
+    if cfg.inception:
+        network = load_features("inception", 768, device)
+        spaces.append((network.name, cfg.inception, judge(network, cfg.data_dir)))
+    path = FOLDER / f"samplers_{content_hash(Path(cfg.checkpoint).read_bytes())}.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    curves: dict[str, dict[str, dict[int, float]]] = {name: {} for name, _, _ in spaces}
+    for sampler in [cfg.sampler] if cfg.sampler else SAMPLER_NAMES:
+        spacing = cfg.spacing or SAMPLERS[sampler].spacing
+        for most in calls:
+            steps = most // 2 + 1 if sampler == "heun" else most
+            if steps > diffusion.schedule.timesteps:
+                continue
+            keys = [f"{sampler}, {spacing}, {steps} steps, {n} {name}" for name, n, _ in spaces]
+            if not set(keys) <= set(known):
+                options = {"sampler": sampler, "spacing": spacing, "steps": steps}
+                # a seed of its own: what is chosen by these scores is reported by others
+                images = draw(diffusion, net, cfg.num_samples, seed=1000, **options)
+                for key, (_, n, score) in zip(keys, spaces, strict=True):
+                    known[key] = score(images[:n])
+                write_atomically(path, json.dumps(known, indent=1).encode())
+            for key, (name, _, _) in zip(keys, spaces, strict=True):
+                curves[name].setdefault(f"{sampler}, {spacing}", {})[most] = known[key]
+    for name, n, _ in spaces:
+        rows = [
+            [sampler] + [f"{curve[k]:.3f}" if k in curve else "-" for k in calls]
+            for sampler, curve in curves[name].items()
+        ]
+        header = [f"FID, {name}, n = {n:,}", *(f"{k} calls" for k in calls)]
+        write_table(f"samplers_{name}", header, rows)
+    save_figure(FOLDER / "samplers.png", plot_sampler_curves(curves))
+
+
+@dataclass(frozen=True)
+class GuidanceConfig:
+    """Which scales to try on which model."""
+
+    checkpoint: str = setting("checkpoints/pretrained/unet.pth", "the model to sample from")
+    scales: str = setting("0,1,1.25,1.5,2,3,4", "guidance scales")
+    num_samples: int = setting(2000, "images for each scale", low=40)
+    device: str = setting("auto", "where to compute", choices=DEVICES)
+    data_dir: str = setting("./data", "where MNIST is, or is downloaded to")
+
+
+def guidance(cfg: GuidanceConfig) -> None:
+    """What the guidance scale buys and costs: agreement of the classifier's reading, and scores."""
+    try:
+        scales = [float(part) for part in cfg.scales.split(",")]
+    except ValueError:
+        raise UserError(f"--scales {cfg.scales}: must be numbers, like 1,1.5,2") from None
+    device = pick_device(cfg.device)
+    _, diffusion, net = load_model(cfg.checkpoint, device)
+    labels = pick_labels(net, cfg.num_samples, seed=1000)
+    if labels is None:
+        raise UserError(f"--checkpoint {cfg.checkpoint}: is unconditional; guidance needs labels")
+    network = load_features("mnist", 0, device)
+    test, _ = load_dataset("mnist", cfg.data_dir, "test")
+    reference = extract(network, test, "the test set", cache=True)
+    rows = []
+    for scale in scales:
+        images = draw(diffusion, net, cfg.num_samples, seed=1000, guidance=scale)
+        features = extract(network, images, "samples")
+        read = network.probabilities(features).argmax(dim=1)
+        scores = all_scores(features, reference)
+        cells = [score_text(*scores[metric]) for metric in ("fid", "precision", "recall")]
+        rows.append([f"{scale:g}", f"{(read == labels).float().mean():.4f}", *cells])
+    write_table("guidance", ["guidance", "agreement", "FID, mnist", "precision", "recall"], rows)
+
+
 BENCHMARKS = {
     "floors": (SpacesConfig, floors),
     "faults": (SpacesConfig, faults),
@@ -389,6 +500,8 @@ BENCHMARKS = {
     "train": (QualityConfig, train_benchmark),
     "speedrun": (QualityConfig, speedrun),
     "sample": (SpeedConfig, sample),
+    "samplers": (SamplersConfig, samplers),
+    "guidance": (GuidanceConfig, guidance),
 }
 
 

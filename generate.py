@@ -14,14 +14,15 @@ from tqdm import tqdm
 from config import SampleConfig, TrainConfig, UserError, parse, run
 from models import build_diffusion, build_model
 from models.diffusion import Denoiser, Diffusion
+from models.drawing import make_plan
 from models.samplers import check_steps, sample_images
 from utils.checkpoint import load_checkpoint, load_weights
 from utils.data_loader import to_uint8
 from utils.device import pick_device
 from utils.files import writable_folder, write_atomically
-from utils.visualization import make_grid, save_png
+from utils.visualization import STRIP_ROWS, film, make_grid, save_gif, save_png, strip
 
-STRIP_ROWS, STRIP_COLUMNS = 8, 12
+FILMED = 100  # images in an animation
 
 
 def load_model(path: str, device, flag="--checkpoint") -> tuple[TrainConfig, Diffusion, nn.Module]:
@@ -34,93 +35,87 @@ def load_model(path: str, device, flag="--checkpoint") -> tuple[TrainConfig, Dif
     return cfg, build_diffusion(cfg, device), net
 
 
-def pick_labels(net: nn.Module, count: int, seed: int, label: int | None = None) -> Tensor | None:
-    """Labels (count,) for a class-conditional network; None for another.
-
-    They are all `label`; or, to draw from the whole distribution p(x) = sum p(y) p(x | y), they
-    come as often as in the training data. Label k of a seed is the same whatever the count.
-    Raises UserError for a label on an unconditional network.
-    """
-    if not net.num_classes:
-        if label is not None:
-            raise UserError(f"--label {label}: this model is unconditional and takes no label")
-        return None
-    if label is not None:
-        return torch.full((count,), label)
-    shares = net.condition.label_shares.double().cpu().numpy()
-    random = np.random.default_rng(seed)
-    return torch.from_numpy(random.choice(net.num_classes, count, p=shares / shares.sum()))
-
-
 class PathRecorder:
-    """Wraps the first batch's denoiser and remembers x0_hat of its first images at every call."""
+    """Wraps denoisers, batch by batch, and remembers x_t and x0_hat of the first images."""
 
-    def __init__(self):
-        self.frames: list[Tensor] = []
+    def __init__(self, images: int):
+        self.images = images
+        self.paths: list[list[Tensor]] = []  # by batch, by call: (B, 2, 1, 28, 28) uint8
 
     def __call__(self, denoise: Denoiser) -> Denoiser:
-        if self.frames:
+        if sum(len(path[0]) for path in self.paths) >= self.images:
             return denoise
+        path: list[Tensor] = []
+        self.paths.append(path)
 
         def recorded(x: Tensor, sigma: Tensor) -> Tensor:
             x0_hat = denoise(x, sigma)
-            self.frames.append(to_uint8(x0_hat[:STRIP_ROWS]).cpu())
+            x_t = x / float((1 + sigma**2).sqrt())
+            path.append(to_uint8(torch.stack([x_t, x0_hat], dim=1)).cpu())
             return x0_hat
 
         return recorded
 
-    def strip(self) -> Tensor:
-        """A picture of the path: a row an image, from the first call to the last."""
-        last = len(self.frames) - 1
-        picked = np.linspace(0, last, min(last + 1, STRIP_COLUMNS)).round().astype(int)
-        frames = torch.stack([self.frames[k] for k in picked], dim=1)  # (rows, columns, 1, H, W)
-        return make_grid(frames.flatten(0, 1), columns=len(picked))
+    def frames(self) -> Tensor:
+        """(network calls, images, 2, 1, 28, 28) uint8: x_t and x0_hat."""
+        return torch.cat([torch.stack(path) for path in self.paths], dim=1)[:, : self.images]
+
+
+def save_npz(path: Path, images: Tensor) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, images=images.numpy())
+    write_atomically(path, buffer.getvalue())
 
 
 def main() -> None:
     cfg = parse(SampleConfig, "Draw images from a trained model.")
     device = pick_device(cfg.device)
-    _, diffusion, net = load_model(cfg.checkpoint, device)
-    labels = pick_labels(net, cfg.num_samples, cfg.seed, cfg.label)
-    if cfg.guidance != 1 and labels is None:
-        raise UserError(f"--guidance {cfg.guidance:g}: this model is unconditional; must be 1")
-    steps = check_steps(cfg.steps, cfg.sampler, diffusion.schedule.timesteps)
-    for path in filter(None, (cfg.output, cfg.npz, cfg.strip)):
+    trained, diffusion, net = load_model(cfg.checkpoint, device)
+    plan = make_plan(cfg, trained, diffusion, net)
+    steps = check_steps(cfg.steps, plan.sampler, diffusion.schedule.timesteps)
+    for path in filter(None, (cfg.output, cfg.npz, cfg.strip, cfg.animate)):
         writable_folder(Path(path).parent)
         if Path(path).is_dir():
             raise UserError(f"output {path}: is a folder, must be a file")
 
-    recorder = PathRecorder()
+    recorder = PathRecorder(FILMED if cfg.animate else STRIP_ROWS if cfg.strip else 0)
     batches = sample_images(
         diffusion,
         net,
-        cfg.num_samples,
-        sampler=cfg.sampler,
+        plan.count,
+        sampler=plan.sampler,
         steps=steps,
         spacing=cfg.spacing,
         seed=cfg.seed,
-        labels=labels,
+        labels=plan.labels,
         guidance=cfg.guidance,
         batch_size=cfg.batch_size,
         precision=cfg.precision,
-        watch=recorder if cfg.strip else lambda denoise: denoise,
+        start=plan.start,
+        watch=recorder,
+        **plan.options,
     )
     parts = []
-    with tqdm(total=cfg.num_samples, desc=f"{cfg.sampler}, {steps} steps", unit="img") as bar:
+    with tqdm(total=plan.count, desc=f"{plan.sampler}, {steps} steps", unit="img") as bar:
         for batch in batches:
             parts.append(batch)
             bar.update(len(batch))
     images = torch.cat(parts)
-    save_png(Path(cfg.output), make_grid(images))
+    grid = make_grid(torch.cat([*plan.above, images]), plan.columns, plan.padding)
+    save_png(Path(cfg.output), grid)
     print(f"{cfg.output}: {len(images)} images")
+    if cfg.reconstruct:
+        error = (images.float() - plan.above[0].float()).square().mean().sqrt()
+        print(f"drawn again with an error of {error:.1f} grey levels (root mean square)")
     if cfg.npz:
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, images=images.numpy())
-        write_atomically(Path(cfg.npz), buffer.getvalue())
+        save_npz(Path(cfg.npz), images)
         print(f"{cfg.npz}: images {tuple(images.shape)}")
     if cfg.strip:
-        save_png(Path(cfg.strip), recorder.strip())
+        save_png(Path(cfg.strip), strip(recorder.frames()))
         print(f"{cfg.strip}: x0_hat along {steps} steps")
+    if cfg.animate:
+        save_gif(Path(cfg.animate), film(recorder.frames(), plan.columns, plan.padding))
+        print(f"{cfg.animate}: x_t beside x0_hat along {steps} steps")
 
 
 if __name__ == "__main__":

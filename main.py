@@ -74,7 +74,8 @@ class Trainer:
         self.diffusion = build_diffusion(cfg, device)
         self.optimizers = build_optimizers(self.net, cfg, device)
         self.generator = torch.Generator(device).manual_seed(cfg.seed)
-        self.steps_per_epoch = len(labels) // min(cfg.batch_size, len(labels))
+        self.batch_size = min(cfg.batch_size, len(labels))
+        self.steps_per_epoch = len(labels) // self.batch_size
         self.step, self.minutes = 0, 0.0
         self.history: dict[str, list] = {"step": [], "loss": []}
 
@@ -122,6 +123,16 @@ class Trainer:
         labels = torch.arange(count) % NUM_CLASSES if self.cfg.class_conditional else None
         batches = sample_images(self.diffusion, self.ema.model, count, labels=labels)
         return make_grid(torch.cat(list(batches)))
+
+    def summary(self) -> str:
+        """What was trained, for how long and how fast."""
+        parameters = sum(p.numel() for p in self.net.parameters())
+        epochs = self.step / self.steps_per_epoch
+        rate = self.step * self.batch_size / max(60 * self.minutes, 1e-9)
+        return (
+            f"{parameters / 1e6:.2f} M parameters, {self.step} steps, {epochs:.1f} epochs"
+            f" in {self.minutes:.1f} minutes: {rate:.0f} images/s"
+        )
 
     def state(self) -> dict:
         return {
@@ -198,6 +209,7 @@ def train(cfg: TrainConfig, watch: Callable[[Trainer], None] = lambda trainer: N
             save_png(outputs / f"samples_epoch_{epoch}.png", grid)
             logger.grid(trainer.step, "samples", grid)
     logger.close()
+    print(trainer.summary())
     return path
 
 

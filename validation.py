@@ -14,7 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from config import DIGIT_DATASETS, EvalConfig, UserError, parse, run
-from generate import load_model, pick_labels
+from generate import load_model
+from models.drawing import pick_labels
 from models.samplers import SAMPLERS, check_steps, sample_images
 from utils.checkpoint import epoch_number, list_checkpoints
 from utils.classifier import accuracy, train_classifier

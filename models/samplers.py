@@ -7,6 +7,8 @@
     sigmas   (steps + 1,) float64, falling, the last one 0
     noise    noise() -> (B, C, H, W) standard normal; only stochastic samplers draw it
 
+Some have options of their own: DDIM's eta, Heun's churn, RePaint's picture and mask.
+
 All work in variance-exploding coordinates x = x0 + sigma * eps, where the probability flow is
 dx/dsigma = (x - D(x, sigma)) / sigma (Karras et al. 2022, eq. 1 and 3), and all end on the value
 of D at the last noise level. One step is one network call, but two for Heun.
@@ -21,10 +23,12 @@ from torch import Tensor, nn
 
 from config import IMAGE_SIZE, UserError
 from models.diffusion import Denoiser, Diffusion
-from utils.data_loader import to_uint8
+from utils.data_loader import to_model_range, to_uint8
 from utils.device import autocast, seeded_generator
 
 Noise = Callable[[], Tensor]
+
+LONG_STEP = 100  # from one noise level to the next, as a ratio
 
 
 def sample_ddim(
@@ -68,17 +72,26 @@ def sample_dpmpp_2m(denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) 
     return x
 
 
-def sample_heun(denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Tensor:
-    """Heun's method on the probability flow (Karras et al. 2022, algorithm 1), deterministic.
+def sample_heun(
+    denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise, churn: float = 0.0
+) -> Tensor:
+    """Heun's method on the probability flow (Karras et al. 2022, algorithms 1 and 2).
 
-    Second order with two network calls a step; the last step, to sigma = 0, is Euler's and has one.
+    Second order with two network calls a step. A step across orders of magnitude, from the highest
+    level or to 0, is Euler's and has one: the mean of two slopes means nothing there. `churn` is
+    the paper's S_churn: before each step, fresh noise lifts sigma by churn / steps of itself, at
+    most by sqrt(2) - 1. 0 is deterministic, and then `sigmas` may also rise, to encode an image.
     """
+    gamma = min(churn / (len(sigmas) - 1), 2**0.5 - 1)
     for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+        if gamma > 0:
+            x = x + float(sigma * (gamma**2 + 2 * gamma) ** 0.5) * noise()
+            sigma = sigma * (1 + gamma)
         x0_hat = denoise(x, sigma)
         slope = (x - x0_hat) / float(sigma)
         step = float(sigma_next - sigma)
         x_next = x + step * slope
-        if sigma_next > 0:
+        if max(sigma, sigma_next) < LONG_STEP * min(sigma, sigma_next):
             slope_next = (x_next - denoise(x_next, sigma_next)) / float(sigma_next)
             x_next = x + step * (slope + slope_next) / 2
         x = x_next
@@ -108,6 +121,43 @@ def sample_unipc(denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> 
     return x0_hat
 
 
+def sample_repaint(
+    denoise: Denoiser,
+    x: Tensor,
+    sigmas: Tensor,
+    noise: Noise,
+    known: Tensor,
+    missing: Tensor,
+    repeats: int = 10,
+) -> Tensor:
+    """Inpainting with RePaint (Lugmayr et al. 2022, algorithm 1): ancestral steps, each repeated.
+
+    Args:
+        known: (B, C, H, W) the picture, in [-1, 1].
+        missing: like `known`, bool: the pixels to draw. All others come back as they are.
+        repeats: how often a step is taken, with its noise put back in between; so the drawn
+            pixels come to agree with the known ones, which know nothing of them.
+    """
+    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+        for left in reversed(range(repeats if sigma_next > 0 else 1)):
+            drawn = sample_ddpm(denoise, x, torch.stack([sigma, sigma_next]), noise)
+            given = known + float(sigma_next) * noise() if sigma_next > 0 else known
+            x_next = torch.where(missing, drawn, given)
+            if left:
+                x = x_next + float((sigma**2 - sigma_next**2).sqrt()) * noise()
+        x = x_next
+    return x
+
+
+def encode(denoise: Denoiser, x0: Tensor, sigmas: Tensor) -> Tensor:
+    """The start from which a deterministic sampler draws x0: the probability flow run backwards.
+
+    Takes x0 (B, C, H, W) in [-1, 1] and the falling `sigmas` of sampling; returns x at sigmas[0]
+    (Song et al. 2021b, section 4.3). x0 counts as the flow's value at the lowest level.
+    """
+    return sample_heun(denoise, x0, sigmas[:-1].flip(0), lambda: x0)  # which draws no noise
+
+
 @dataclass(frozen=True)
 class Sampler:
     """A sampler's function and what it does best with; steps None means T."""
@@ -123,6 +173,7 @@ SAMPLERS = {
     "heun": Sampler(sample_heun, "karras", 10),
     "ddim": Sampler(sample_ddim, "linear", 50),
     "ddpm": Sampler(sample_ddpm, "linear", None),
+    "repaint": Sampler(sample_repaint, "linear", 50),
 }
 
 
@@ -165,22 +216,63 @@ def sample_images(
     guidance: float = 1.0,
     batch_size: int = 250,
     precision: str = "auto",
+    start: Tensor | None = None,
     watch: Callable[[Denoiser], Denoiser] = lambda denoise: denoise,
+    **options: float | Tensor,
 ) -> Iterator[Tensor]:
     """Draw images 0..count-1 of `seed`, in batches (B, 1, 28, 28) uint8 on the CPU.
 
-    labels: (count,) int64, or None for an unconditional draw. `watch` may wrap the denoiser, to
-    record the path. Raises UserError when `steps` is more than T.
+    Args:
+        labels: (count,) int64, or None for an unconditional draw.
+        start: (count, 1, 28, 28) standard normal, to begin with in place of the seed's noise.
+        watch: may wrap the denoiser of each batch, to record the path.
+        options: the sampler's own. Tensors among them hold an entry for each of the images.
+
+    Raises UserError when `steps` is more than T.
     """
     device = next(net.parameters()).device
     steps = check_steps(steps, sampler, diffusion.schedule.timesteps)
     sigmas = diffusion.schedule.sampling_sigmas(steps, spacing or SAMPLERS[sampler].spacing)
-    for start in range(0, count, batch_size):
-        numbers = range(start, min(start + batch_size, count))
-        y = None if labels is None else labels[numbers.start : numbers.stop].to(device)
-        denoise = watch(diffusion.denoiser(net, y, guidance))
+    for first in range(0, count, batch_size):
+        numbers = range(first, min(first + batch_size, count))
+
+        def part(value, numbers=numbers):
+            return value[numbers].to(device) if isinstance(value, Tensor) else value
+
+        denoise = watch(diffusion.denoiser(net, part(labels), guidance))
         noise = ImageNoise(seed, numbers, (1, IMAGE_SIZE, IMAGE_SIZE), device)
-        x = noise() * float((1 + sigmas[0] ** 2).sqrt())  # x0 is unknown: give it unit variance
+        x = noise() if start is None else part(start)
+        x = x * float((1 + sigmas[0] ** 2).sqrt())  # x0 is unknown: give it unit variance
+        own = {name: part(value) for name, value in options.items()}
         with autocast(device, precision):  # the network; samplers themselves stay in float32
-            x0 = SAMPLERS[sampler].function(denoise, x, sigmas, noise)
+            x0 = SAMPLERS[sampler].function(denoise, x, sigmas, noise, **own)
         yield to_uint8(x0).cpu()
+
+
+@torch.inference_mode()
+def encode_images(
+    diffusion: Diffusion,
+    net: nn.Module,
+    images: Tensor,
+    *,
+    steps: int,
+    spacing: str,
+    labels: Tensor | None = None,
+    guidance: float = 1.0,
+    batch_size: int = 250,
+    precision: str = "auto",
+) -> Tensor:
+    """Images (N, 1, 28, 28) uint8 -> the noise from which `sample_images(start=noise)` draws them.
+
+    Called there with the same steps and spacing; the more steps, the closer they come back.
+    """
+    device = next(net.parameters()).device
+    sigmas = diffusion.schedule.sampling_sigmas(steps, spacing)
+    parts = []
+    for numbers in torch.arange(len(images)).split(batch_size):
+        y = None if labels is None else labels[numbers].to(device)
+        with autocast(device, precision):
+            x0 = to_model_range(images[numbers].to(device))
+            x = encode(diffusion.denoiser(net, y, guidance), x0, sigmas)
+        parts.append((x / float((1 + sigmas[0] ** 2).sqrt())).cpu())
+    return torch.cat(parts)

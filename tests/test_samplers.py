@@ -1,5 +1,6 @@
 import math
 
+import diffusers
 import pytest
 import torch
 
@@ -10,9 +11,12 @@ from models.samplers import (
     SAMPLERS,
     ImageNoise,
     check_steps,
+    encode,
     sample_ddim,
     sample_ddpm,
+    sample_heun,
     sample_images,
+    sample_repaint,
 )
 from utils.noise_scheduler import NoiseSchedule
 
@@ -86,7 +90,94 @@ def test_ddpm_of_the_ideal_denoiser_gives_the_data_distribution():
     assert abs(x.mean() - MU) < 0.01 and abs(x.std() - S) < 0.02
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+def test_heun_with_churn_gives_the_data_distribution():
+    """Its noise lifts sigma and the step goes further down: what comes out stays N(MU, S^2)."""
+    generator = torch.Generator().manual_seed(0)
+    sigmas = NoiseSchedule("cosine", 100).sampling_sigmas(40, "karras")
+
+    def noise():
+        return torch.randn(50_000, generator=generator, dtype=torch.float64)
+
+    start = noise() * (1 + sigmas[0] ** 2).sqrt()
+    x = sample_heun(gaussian, start, sigmas, noise, churn=10.0)
+    assert abs(x.mean() - MU) < 0.01 and abs(x.std() - S) < 0.02
+    still = sample_heun(gaussian, start, sigmas, noise)
+    assert (x - still).std() > 0.1  # the noise was put in, and came through
+
+
+def test_repaint_draws_the_missing_pixel_given_the_known_one():
+    """Two pixels with covariance 1, 0.8: the one given the other is N(0.8 known, 0.36).
+
+    Without repeats what is drawn hardly heeds what is known.
+    """
+    covariance = torch.tensor([[1.0, 0.8], [0.8, 1.0]], dtype=torch.float64)
+
+    def denoise(x, sigma):  # the ideal one of N(0, covariance)
+        noisy = covariance + sigma**2 * torch.eye(2, dtype=torch.float64)
+        return x @ torch.linalg.solve(noisy, covariance)
+
+    generator = torch.Generator().manual_seed(0)
+
+    def noise():
+        return torch.randn(2000, 2, generator=generator, dtype=torch.float64)
+
+    known = torch.tensor([0.9, 0.0], dtype=torch.float64).expand(2000, 2)
+    missing = torch.tensor([False, True]).expand(2000, 2)
+    sigmas = NoiseSchedule("cosine", 100).sampling_sigmas(100)
+
+    def draw(repeats):
+        x = noise() * sigmas[0]
+        x = sample_repaint(denoise, x, sigmas, noise, known, missing, repeats)
+        assert torch.equal(x[:, 0], known[:, 0])
+        return x[:, 1].mean(), x[:, 1].std()
+
+    mean, deviation = draw(repeats=10)
+    assert abs(mean - 0.72) < 0.06 and abs(deviation - 0.6) < 0.06
+    assert draw(repeats=1)[0] < 0.6
+
+
+def test_encoding_is_the_flow_backwards():
+    levels = torch.logspace(1, -2, 81, dtype=torch.float64)
+    sigmas = torch.cat([levels, torch.zeros(1, dtype=torch.float64)])
+    x0 = torch.linspace(-1, 1, 9, dtype=torch.float64)
+    x = encode(gaussian, x0, sigmas)
+    scale = math.sqrt((S**2 + 10**2) / (S**2 + 0.01**2))
+    torch.testing.assert_close(x, MU + scale * (x0 - MU), atol=1e-2, rtol=1e-3)
+    torch.testing.assert_close(sample_heun(gaussian, x, sigmas, None), x0, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpmpp_2m"])
+def test_the_samplers_are_those_of_diffusers(name):
+    """The Hugging Face library's schedulers on the same network and timesteps, within 1e-4."""
+    timesteps = 100
+    schedule = NoiseSchedule("linear", timesteps)
+    alpha_bar = schedule.alpha_bar
+    betas = 1 - alpha_bar / torch.cat([torch.ones(1), alpha_bar[:-1]])
+    weight = torch.randn(16, 16, dtype=torch.float64, generator=torch.manual_seed(0)) / 4
+
+    def x0_hat(x_t, t):  # any function of both will do
+        return torch.tanh(x_t.flatten(1) @ weight + t / timesteps).view_as(x_t)
+
+    def denoise(x, sigma):
+        return x0_hat(x * (1 + sigma**2) ** -0.5, schedule.t_at(sigma))
+
+    common = {"num_train_timesteps": timesteps, "trained_betas": betas.numpy()}
+    common |= {"prediction_type": "sample", "timestep_spacing": "leading"}
+    if name == "ddim":
+        theirs = diffusers.DDIMScheduler(**common, clip_sample=False, set_alpha_to_one=True)
+    else:
+        theirs = diffusers.DPMSolverMultistepScheduler(**common, final_sigmas_type="zero")
+    theirs.set_timesteps(10)
+    sigmas = torch.cat([schedule.sigmas[theirs.timesteps], torch.zeros(1, dtype=torch.float64)])
+    x_t = torch.randn(3, 1, 4, 4, dtype=torch.float64)
+    start = x_t * (1 + sigmas[0] ** 2).sqrt()
+    ours = SAMPLERS[name].function(denoise, start, sigmas, None)
+    for t in theirs.timesteps:
+        x_t = theirs.step(x0_hat(x_t, t.double()), t, x_t).prev_sample
+    torch.testing.assert_close(ours, x_t, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", SAMPLER_NAMES)
 def test_network_calls_and_the_last_value_is_returned(name):
     calls = []
 
@@ -98,8 +189,9 @@ def test_network_calls_and_the_last_value_is_returned(name):
     x = SAMPLERS[name].function(
         denoise, torch.randn(2, 1, 4, 4), sigmas, lambda: torch.zeros(2, 1, 4, 4)
     )
-    twice = sigmas[1:-1].repeat_interleave(2).tolist()
-    assert calls == ([sigmas[0].item(), *twice] if name == "heun" else sigmas[:-1].tolist())
+    assert sigmas[0] > 100 * sigmas[1]
+    twice = sigmas[2:-1].repeat_interleave(2).tolist()
+    assert calls == ([*sigmas[:2].tolist(), *twice] if name == "heun" else sigmas[:-1].tolist())
     torch.testing.assert_close(x, torch.full_like(x, 0.25))
 
 
@@ -115,7 +207,7 @@ def test_noise_of_an_image_depends_on_seed_and_number_alone():
     assert len({row.sum().item() for row in whole.flatten(0, 1)}) == 14
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", SAMPLER_NAMES)
 def test_an_image_is_the_same_at_any_batch_size(name):
     cfg = TrainConfig(width=8, timesteps=12)
     torch.manual_seed(1)
@@ -145,5 +237,5 @@ def test_steps_default_and_limit():
 
 
 def test_every_sampler_of_the_flag_exists():
-    assert tuple(SAMPLERS) == SAMPLER_NAMES
+    assert tuple(SAMPLERS) == (*SAMPLER_NAMES, "repaint")  # which needs a picture
     assert {sampler.spacing for sampler in SAMPLERS.values()} <= set(SPACINGS)

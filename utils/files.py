@@ -45,21 +45,28 @@ def writable_folder(path: Path) -> Path:
     return Path(path)
 
 
-def load_images(path: Path, flag: str) -> Tensor:
-    """uint8 (N, 1, H, W), N >= 2, of a folder of equally sized grey PNGs, a .npy, or a .npz.
+def load_images(path: Path, flag: str, at_least: int = 2) -> Tensor:
+    """uint8 (N, 1, H, W), N >= at_least, of equally sized grey PNGs in a folder, or of one file.
 
-    A .npz holds the array `images` (or one array of any name). Raises UserError, naming `flag`.
+    The file is a .npy, a .npz that holds the array `images` (or one array of any name), or a PNG.
+    Raises UserError, naming `flag`.
     """
     try:
-        images = _read_folder(path, flag) if path.is_dir() else _read_array(path, flag)
+        if path.is_dir():
+            images = _read_pngs(sorted(path.glob("*.png")), path, flag)
+        elif path.suffix.lower() == ".png" and path.is_file():
+            images = _read_pngs([path], path, flag)
+        else:
+            images = _read_array(path, flag)
     except (OSError, ValueError, EOFError, SyntaxError, KeyError) as error:
         raise UserError(f"{flag} {path}: cannot be read: {error}") from None
     if images.ndim == 3:
         images = images[:, None]
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != 1 or len(images) < 2:
+    fits = images.dtype == np.uint8 and images.ndim == 4 and images.shape[1] == 1
+    if not fits or len(images) < at_least:
         raise UserError(
             f"{flag} {path}: holds {images.dtype} {images.shape},"
-            " must be uint8 (N, 1, H, W) with N >= 2"
+            f" must be uint8 (N, 1, H, W) with N >= {at_least}"
         )
     return torch.from_numpy(np.ascontiguousarray(images))
 
@@ -73,8 +80,7 @@ def _read_array(path: Path, flag: str) -> np.ndarray:
     return loaded["images" if "images" in loaded or not loaded.files else loaded.files[0]]
 
 
-def _read_folder(path: Path, flag: str) -> np.ndarray:
-    files = sorted(path.glob("*.png"))
+def _read_pngs(files: list[Path], path: Path, flag: str) -> np.ndarray:
     if not files:
         raise UserError(f"{flag} {path}: a folder without PNG files")
     arrays = []

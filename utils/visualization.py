@@ -10,16 +10,36 @@ import torchvision
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from utils.diagnosis import Nearness
 from utils.files import write_atomically
 from utils.noise_scheduler import NoiseSchedule
 
+STRIP_ROWS, STRIP_COLUMNS = 8, 12
 
-def make_grid(images: Tensor, columns: int | None = None) -> Tensor:
+
+def make_grid(images: Tensor, columns: int | None = None, padding: int = 2) -> Tensor:
     """Images (N, 1, H, W) uint8 -> one uint8 (H', W'), row by row, as square as it gets."""
     columns = columns or math.ceil(math.sqrt(len(images)))
-    return torchvision.utils.make_grid(images.cpu(), nrow=columns)[0]
+    return torchvision.utils.make_grid(images.cpu(), nrow=columns, padding=padding)[0]
+
+
+def strip(frames: Tensor) -> Tensor:
+    """A picture of the path of images: x0_hat, a row an image, from the first call to the last.
+
+    frames: (network calls, images, 2, 1, H, W) uint8, x_t and x0_hat.
+    """
+    last = len(frames) - 1
+    picked = np.linspace(0, last, min(last + 1, STRIP_COLUMNS)).round().astype(int)
+    shown = frames[picked, :STRIP_ROWS, 1].transpose(0, 1)  # (rows, columns, 1, H, W)
+    return make_grid(shown.flatten(0, 1), columns=len(picked))
+
+
+def film(frames: Tensor, columns: int | None, padding: int) -> list[Tensor]:
+    """A picture for each call: the grid of x_t, and beside it that of x0_hat; `frames` as above."""
+    both = ([make_grid(half, columns, padding) for half in call.unbind(1)] for call in frames)
+    return [torch.cat([F.pad(x_t, (0, 8)), x0_hat], dim=1) for x_t, x0_hat in both]
 
 
 def save_png(path: Path, picture: Tensor, scale: int = 2) -> None:
@@ -27,6 +47,20 @@ def save_png(path: Path, picture: Tensor, scale: int = 2) -> None:
     picture = picture.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
     buffer = io.BytesIO()
     Image.fromarray(picture.numpy()).save(buffer, format="PNG")
+    write_atomically(Path(path), buffer.getvalue())
+
+
+def save_gif(path: Path, frames: list[Tensor], scale: int = 2, seconds: float = 0.1) -> None:
+    """Write uint8 (H, W) pictures as an endless GIF that holds its last one for two seconds."""
+    pictures = [
+        Image.fromarray(frame.repeat_interleave(scale, 0).repeat_interleave(scale, 1).numpy())
+        for frame in frames
+    ]
+    durations = [1000 * seconds] * (len(frames) - 1) + [2000]
+    buffer = io.BytesIO()
+    pictures[0].save(
+        buffer, "GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0
+    )
     write_atomically(Path(path), buffer.getvalue())
 
 
@@ -131,6 +165,24 @@ def plot_learning_curves(curves: list[list[dict]]) -> Figure:
     axes.set(xlabel="minutes of training", ylabel="FID, mnist", yscale="log")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
+    return figure
+
+
+def plot_sampler_curves(spaces: dict[str, dict[str, dict[int, float]]]) -> Figure:
+    """FID against network calls: a panel for each feature space, a line for each sampler.
+
+    spaces: by feature space and sampler, {network calls: FID}.
+    """
+    figure = Figure(figsize=(6 * len(spaces), 4))
+    panels = figure.subplots(1, len(spaces), squeeze=False)[0]
+    for axes, (space, curves) in zip(panels, spaces.items(), strict=True):
+        for sampler, curve in curves.items():
+            axes.plot(curve.keys(), curve.values(), marker="o", label=sampler)
+        axes.set(xlabel="network calls an image", ylabel=f"FID, {space}")
+        axes.set(xscale="log", yscale="log")
+        axes.grid(alpha=0.3, which="both")
+        axes.legend()
+    figure.tight_layout()
     return figure
 
 
