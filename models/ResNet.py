@@ -10,7 +10,8 @@ class ResNet(nn.Module):
     """A stack of residual blocks (He et al. 2016) that never changes resolution.
 
     It sees the image as 2x2 blocks of pixels, 28x28x1 -> 14x14x4: nothing is lost, and every
-    convolution costs a quarter.
+    convolution costs a quarter. Every block's first convolution is dilated (Yu & Koltun 2016), by
+    1, 2, 4, 1, ..., so that the whole image is in reach after a few of them.
 
     Args:
         in_channels: image channels C.
@@ -24,7 +25,9 @@ class ResNet(nn.Module):
         self.num_classes = num_classes
         self.condition = Conditioning(2 * width, num_classes)
         self.stem = nn.Conv2d(4 * in_channels, width, 3, padding=1)
-        self.blocks = nn.ModuleList(ResidualBlock(width, width, 2 * width) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            ResidualBlock(width, width, 2 * width, dilation=2 ** (k % 3)) for k in range(depth)
+        )
         self.norm = LayerNorm2d(width)
         self.head = zero_init(nn.Conv2d(width, 4 * in_channels, 3, padding=1))
 

@@ -9,7 +9,7 @@ DILATIONS = (1, 2, 4, 1, 2, 4, 2, 1)  # pixels between the taps of each layer's 
 
 
 class SimpleCNN(nn.Module):
-    """Eight times (conv, norm, scale-shift by t and y, SiLU), nothing else.
+    """Eight times (conv, norm, scale-shift by t and y, SiLU), each added to its input; no more.
 
     It sees the image as 2x2 blocks of pixels, 28x28x1 -> 14x14x4, and its convolutions are dilated
     (Yu & Koltun 2016), so that eight of them reach from one corner to the other.
@@ -37,5 +37,5 @@ class SimpleCNN(nn.Module):
         c = self.condition(t, y)
         h = self.stem(F.pixel_unshuffle(x_t, 2))  # (B, width, 14, 14)
         for conv, norm, film in zip(self.convs, self.norms, self.films, strict=True):
-            h = F.silu(scale_shift(norm(conv(h)), film(c)))
+            h = h + F.silu(scale_shift(norm(conv(h)), film(c)))
         return F.pixel_shuffle(self.head(h), 2)

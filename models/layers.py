@@ -67,12 +67,15 @@ def scale_shift(h: Tensor, c: Tensor) -> Tensor:
 
 
 class ResidualBlock(nn.Module):
-    """norm, SiLU, conv, norm, scale-shift by the condition, SiLU, zero conv; plus the input."""
+    """norm, SiLU, conv, norm, scale-shift by the condition, SiLU, zero conv; plus the input.
 
-    def __init__(self, in_channels: int, out_channels: int, cond_dim: int):
+    The first convolution is dilated by `dilation`.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, cond_dim: int, dilation: int = 1):
         super().__init__()
         self.norm1 = LayerNorm2d(in_channels)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=dilation, dilation=dilation)
         self.norm2 = LayerNorm2d(out_channels)
         self.condition = zero_init(nn.Linear(cond_dim, 2 * out_channels))
         self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
