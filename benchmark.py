@@ -51,7 +51,7 @@ from models.diffusion import Diffusion
 from models.drawing import pick_labels
 from models.samplers import SAMPLERS, sample_images
 from utils.data_loader import load_dataset, to_model_range
-from utils.device import arithmetic, environment, pick_device, seeded_generator
+from utils.device import DTYPES, arithmetic, environment, pick_device, seeded_generator
 from utils.features import FeatureNetwork, extract, load_features
 from utils.files import load_images, write_atomically
 from utils.metrics import fid
@@ -367,12 +367,11 @@ def profile(cfg: QualityConfig) -> None:
     with FlopCounterMode(display=False) as counter:
         step()
     precision = arithmetic(device, training.precision)
-    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
     with torch.profiler.profile() as profiler:
         for _ in range(5):
             step()
     print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=15))
-    rate, best = counter.get_total_flops() / seconds, gemm_rate(device, dtype)
+    rate, best = counter.get_total_flops() / seconds, gemm_rate(device, DTYPES[precision])
     print(
         f"{cfg.model_type}, batch {training.batch_size}: {seconds * 1e3:.0f} ms a step,"
         f" {training.batch_size / seconds:.0f} images/s, {rate / 1e9:.0f} GFLOP/s:"

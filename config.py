@@ -6,6 +6,7 @@ This module imports nothing of the project, so every other file may import it.
 import argparse
 import dataclasses
 import math
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -72,6 +73,7 @@ class TrainConfig:
     device: str = setting("auto", "where to compute", choices=DEVICES)
     precision: str = setting("auto", "auto: bf16 where that is fast", choices=PRECISIONS)
     compile: bool = setting(False, "torch.compile the network (CUDA)")
+    deterministic: bool = setting(False, "on CUDA too, the same seed gives the same weights")
 
     experiment_name: str | None = setting(None, "folder name; default from the settings")
     save_every: float = setting(10.0, "minutes between checkpoints inside an epoch", above=0)
@@ -236,7 +238,8 @@ def run(main: Callable[[], None]) -> NoReturn:
         main()
     except UserError as error:
         line = " ".join(str(error).split())
-        print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # of a machine's processes, one talks
+            print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)

@@ -1,6 +1,7 @@
 """Draw images from a trained model: `python generate.py` uses the shipped U-Net.
 
-Architecture and noise schedule come from the checkpoint, never from flags.
+Architecture and noise schedule come from the checkpoint, never from flags. Under `torchrun` the
+processes share the batches.
 """
 
 import io
@@ -16,6 +17,7 @@ from models import build_diffusion, build_model
 from models.diffusion import Denoiser, Diffusion
 from models.drawing import make_plan
 from models.samplers import check_steps, sample_images
+from utils import distributed
 from utils.checkpoint import load_checkpoint, load_weights
 from utils.data_loader import to_uint8
 from utils.device import pick_device
@@ -29,36 +31,49 @@ def load_model(path: str, device, flag="--checkpoint") -> tuple[TrainConfig, Dif
     """The config, the process and the averaged network that a checkpoint describes."""
     checkpoint = load_checkpoint(Path(path), flag)
     cfg = checkpoint["config"]
-    net = build_model(cfg)
-    load_weights(net, checkpoint["ema"], f"{flag} {path}")
-    net = net.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    with torch.device("meta"):  # takes no memory, whatever size the file says the network has
+        net = build_model(cfg)
+    load_weights(net, checkpoint["ema"], f"{flag} {path}", assign=True)
+    net = net.float().to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     return cfg, build_diffusion(cfg, device), net
 
 
+def draw_images(diffusion: Diffusion, net: nn.Module, count: int, what: str, **options) -> Tensor:
+    """All images (count, 1, 28, 28) uint8 of `sample_images`; a bar says `what` they are.
+
+    Of several processes, each draws a share of the batches, and all have all images in the end.
+    """
+    parts, share = [], (distributed.rank(), distributed.size())
+    with tqdm(total=count, desc=what, unit="img", disable=share[0] > 0) as bar:
+        for batch in sample_images(diffusion, net, count, share=share, **options):
+            parts.append(batch)
+            bar.update(min(len(batch) * share[1], count - bar.n))
+    return torch.cat(distributed.interleave(parts))
+
+
 class PathRecorder:
-    """Wraps denoisers, batch by batch, and remembers x_t and x0_hat of the first images."""
+    """Wraps the first batch's denoiser and remembers x_t and x0_hat of its first images."""
 
     def __init__(self, images: int):
         self.images = images
-        self.paths: list[list[Tensor]] = []  # by batch, by call: (B, 2, 1, 28, 28) uint8
+        self.calls: list[Tensor] = []  # (images, 2, 1, 28, 28) uint8
 
     def __call__(self, denoise: Denoiser) -> Denoiser:
-        if sum(len(path[0]) for path in self.paths) >= self.images:
+        if self.calls or not self.images:
             return denoise
-        path: list[Tensor] = []
-        self.paths.append(path)
 
         def recorded(x: Tensor, sigma: Tensor) -> Tensor:
             x0_hat = denoise(x, sigma)
             x_t = x / float((1 + sigma**2).sqrt())
-            path.append(to_uint8(torch.stack([x_t, x0_hat], dim=1)).cpu())
+            both = torch.stack([x_t[: self.images], x0_hat[: self.images]], dim=1)
+            self.calls.append(to_uint8(both).cpu())
             return x0_hat
 
         return recorded
 
     def frames(self) -> Tensor:
         """(network calls, images, 2, 1, 28, 28) uint8: x_t and x0_hat."""
-        return torch.cat([torch.stack(path) for path in self.paths], dim=1)[:, : self.images]
+        return torch.stack(self.calls)
 
 
 def save_npz(path: Path, images: Tensor) -> None:
@@ -67,9 +82,8 @@ def save_npz(path: Path, images: Tensor) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def main() -> None:
-    cfg = parse(SampleConfig, "Draw images from a trained model.")
-    device = pick_device(cfg.device)
+def generate(cfg: SampleConfig, device: torch.device) -> None:
+    """Draw what `cfg` asks for and write the files it names."""
     trained, diffusion, net = load_model(cfg.checkpoint, device)
     plan = make_plan(cfg, trained, diffusion, net)
     steps = check_steps(cfg.steps, plan.sampler, diffusion.schedule.timesteps)
@@ -79,10 +93,11 @@ def main() -> None:
             raise UserError(f"output {path}: is a folder, must be a file")
 
     recorder = PathRecorder(FILMED if cfg.animate else STRIP_ROWS if cfg.strip else 0)
-    batches = sample_images(
+    images = draw_images(
         diffusion,
         net,
         plan.count,
+        f"{plan.sampler}, {steps} steps",
         sampler=plan.sampler,
         steps=steps,
         spacing=cfg.spacing,
@@ -95,12 +110,8 @@ def main() -> None:
         watch=recorder,
         **plan.options,
     )
-    parts = []
-    with tqdm(total=plan.count, desc=f"{plan.sampler}, {steps} steps", unit="img") as bar:
-        for batch in batches:
-            parts.append(batch)
-            bar.update(len(batch))
-    images = torch.cat(parts)
+    if not distributed.is_first():
+        return
     grid = make_grid(torch.cat([*plan.above, images]), plan.columns, plan.padding)
     save_png(Path(cfg.output), grid)
     print(f"{cfg.output}: {len(images)} images")
@@ -116,6 +127,13 @@ def main() -> None:
     if cfg.animate:
         save_gif(Path(cfg.animate), film(recorder.frames(), plan.columns, plan.padding))
         print(f"{cfg.animate}: x_t beside x0_hat along {steps} steps")
+
+
+def main() -> None:
+    cfg = parse(SampleConfig, "Draw images from a trained model.")
+    device = pick_device(cfg.device)
+    with distributed.joined(device):
+        generate(cfg, device)
 
 
 if __name__ == "__main__":

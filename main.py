@@ -1,38 +1,48 @@
 """Train a diffusion model: `python main.py`. Running the same command again resumes.
 
-Writes checkpoints/<experiment>/, outputs/<experiment>/ (loss curve, sample grids) and
-runs/<experiment>/ (`tensorboard --logdir runs`).
+Writes checkpoints/<experiment>/, outputs/<experiment>/ (loss curve, sample grids, run.json) and
+runs/<experiment>/ (`tensorboard --logdir runs`). `torchrun --nproc_per_node N main.py` trains with
+N processes, on as many GPUs where there are.
 """
 
+import contextlib
 import dataclasses
+import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from config import NUM_CLASSES, TrainConfig, UserError, parse, run
 from models import build_diffusion, build_model
 from models.samplers import sample_images
+from utils import distributed
 from utils.checkpoint import (
     list_checkpoints,
     load_checkpoint,
     load_weights,
     prune_checkpoints,
+    remove_leftovers,
     save_checkpoint,
 )
 from utils.data_loader import epoch_batches, load_dataset, to_model_range
-from utils.device import autocast, pick_device
+from utils.device import DTYPES, arithmetic, autocast, environment, pick_device
 from utils.ema import EMA
-from utils.files import writable_folder
+from utils.files import writable_folder, write_atomically
+from utils.guard import StopSignals, locked
 from utils.muon import Muon
 from utils.tensorboard_logger import TensorBoardLogger
 from utils.visualization import make_grid, plot_loss, plot_schedule, save_figure, save_png
 
 LOG_EVERY = 50  # optimizer steps
+BAD_STEPS = 3  # in a row, that end a run
 MAY_CHANGE = {"data_dir", "device", "save_every", "keep", "sample_every", "epochs", "max_minutes"}
+MAY_CHANGE |= {"deterministic"}
 
 
 def learning_rate(peak: float, progress: float) -> float:
@@ -55,7 +65,7 @@ def build_optimizers(
     options = {"lr": cfg.lr, "weight_decay": cfg.weight_decay}
     return [
         torch.optim.AdamW(others, betas=(0.9, 0.99), fused=fused, **options),
-        Muon(inner, **options),
+        Muon(inner, **options, dtype=DTYPES[arithmetic(device, cfg.precision)]),
     ]
 
 
@@ -70,13 +80,22 @@ class Trainer:
             counts = labels.bincount(minlength=NUM_CLASSES)
             self.net.condition.label_shares.copy_(counts / len(labels))
         self.compiled = torch.compile(self.net) if cfg.compile else self.net
+        if distributed.size() > 1:  # averages the gradients
+            self.compiled = DistributedDataParallel(self.compiled, broadcast_buffers=False)
         self.ema = EMA(self.net, cfg.ema_length)
         self.diffusion = build_diffusion(cfg, device)
         self.optimizers = build_optimizers(self.net, cfg, device)
         self.generator = torch.Generator(device).manual_seed(cfg.seed)
         self.batch_size = min(cfg.batch_size, len(labels))
+        if self.batch_size % distributed.size():
+            raise UserError(
+                f"--batch_size {self.batch_size}: must be a multiple of the {distributed.size()}"
+                " processes that share it"
+            )
         self.steps_per_epoch = len(labels) // self.batch_size
         self.step, self.minutes = 0, 0.0
+        self.skipped, self.bad_in_a_row, self.stopped = 0, 0, 0
+        self.environment, self.changes = environment(device), []
         self.history: dict[str, list] = {"step": [], "loss": []}
 
     @property
@@ -86,19 +105,34 @@ class Trainer:
         return max(by_steps, self.minutes / self.cfg.max_minutes if self.cfg.max_minutes else 0.0)
 
     def train_step(self, x0: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-        """One optimizer step; returns loss and gradient norm, still on the device."""
+        """One optimizer step; returns loss and gradient norm, still on the device.
+
+        A step whose gradient is not finite changes nothing but the step count. Raises UserError at
+        the third of them in a row.
+        """
         for optimizer in self.optimizers:
             optimizer.param_groups[0]["lr"] = learning_rate(self.cfg.lr, self.progress)
         y = self.hide_labels(y) if self.cfg.class_conditional else None
         with autocast(self.device, self.cfg.precision):
-            loss = self.diffusion.loss(self.compiled, x0, y, self.generator)
+            part = distributed.part(len(x0))
+            loss = self.diffusion.loss(self.compiled, x0, y, self.generator, part)
         self.net.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.cfg.grad_clip)
-        for optimizer in self.optimizers:
-            optimizer.step()
         self.step += 1
-        self.ema.update(self.net, self.step)
+        if norm.isfinite():
+            for optimizer in self.optimizers:
+                optimizer.step()
+            self.ema.update(self.net, self.step - self.skipped)
+            self.bad_in_a_row = 0
+        else:
+            self.skipped += 1
+            self.bad_in_a_row += 1
+            if self.bad_in_a_row == BAD_STEPS:
+                raise UserError(
+                    f"step {self.step}: loss or gradient not finite, {BAD_STEPS} times in a row;"
+                    f" try a lower --lr (it is {self.cfg.lr:g}), or --precision fp32"
+                )
         return loss.detach(), norm
 
     def hide_labels(self, y: Tensor) -> Tensor:
@@ -112,10 +146,11 @@ class Trainer:
         return (self.step - 1) // self.steps_per_epoch
 
     def save(self) -> Path:
-        """Write the checkpoint of the current epoch."""
+        """Write the checkpoint of the current epoch; its path."""
         path = self.folder / f"model_epoch_{self.epoch}.pth"
-        save_checkpoint(path, self.state())
-        prune_checkpoints(self.folder, self.cfg.keep)
+        if distributed.is_first():
+            save_checkpoint(path, self.state())
+            prune_checkpoints(self.folder, self.cfg.keep)
         return path
 
     def sample_grid(self, count: int = 64) -> Tensor:
@@ -145,30 +180,40 @@ class Trainer:
             "step": self.step,
             "epoch": self.epoch,
             "minutes": self.minutes,
+            "skipped": self.skipped,
             "history": self.history,
+            "environment": self.environment,
+            "changes": self.changes,
         }
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint. Raises UserError when it is damaged or of another run."""
         checkpoint = load_checkpoint(path, flag="checkpoint", device=self.device)
         old = checkpoint["config"]
-        for f in dataclasses.fields(TrainConfig):
-            was, now = getattr(old, f.name), getattr(self.cfg, f.name)
-            if was != now and f.name not in MAY_CHANGE:
-                raise UserError(
-                    f"--{f.name} {now}: {path} was trained with {was};"
-                    " use the same value, or another --experiment_name"
-                )
         try:
+            self.changes = list(checkpoint.get("changes", []))
+            for f in dataclasses.fields(TrainConfig):
+                was, now = getattr(old, f.name), getattr(self.cfg, f.name)
+                if was != now and f.name not in MAY_CHANGE:
+                    raise UserError(
+                        f"--{f.name} {now}: {path} was trained with {was};"
+                        " use the same value, or another --experiment_name"
+                    )
+                if was != now:
+                    self.changes.append(f"--{f.name} {was} -> {now} at step {checkpoint['step']}")
             load_weights(self.net, checkpoint["network"], str(path))
             load_weights(self.ema.model, checkpoint["ema"], str(path))
             for optimizer, state in zip(self.optimizers, checkpoint["optimizers"], strict=True):
                 optimizer.load_state_dict(state)
+                for p, kept in optimizer.state.items():  # torch does not look at their shapes
+                    if any(v.ndim and v.shape != p.shape for v in kept.values()):
+                        raise ValueError("optimizer state of another shape")
             if checkpoint["device"] == self.device.type:
                 self.generator.set_state(checkpoint["generator"].cpu())
             else:  # another kind of device has another kind of state: start a new stream
                 self.generator.manual_seed(self.cfg.seed + int(checkpoint["step"]))
             self.step, self.minutes = int(checkpoint["step"]), float(checkpoint["minutes"])
+            self.skipped = int(checkpoint.get("skipped", 0))
             self.history = {key: list(checkpoint["history"][key]) for key in self.history}
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise UserError(f"checkpoint {path}: damaged: {error}") from None
@@ -182,6 +227,7 @@ def train(cfg: TrainConfig, watch: Callable[[Trainer], None] = lambda trainer: N
     """Train until the epochs or the minutes are over; returns the last checkpoint's path.
 
     `watch` is called after every report, on the run's time but not on its `minutes`.
+    Raises UserError when another run holds the folder, and SystemExit after SIGINT or SIGTERM.
     """
     device, name = pick_device(cfg.device), cfg.experiment()
     checkpoints, outputs, runs = (
@@ -189,61 +235,99 @@ def train(cfg: TrainConfig, watch: Callable[[Trainer], None] = lambda trainer: N
     )
     images, labels = load_dataset(cfg.dataset, cfg.data_dir, "train")
     images, labels = images[: cfg.train_size].to(device), labels[: cfg.train_size].to(device)
-    trainer = Trainer(cfg, labels, device, checkpoints)
-    saved = list_checkpoints(checkpoints)
-    if saved:
-        trainer.restore(saved[-1])
-        print(f"resuming {saved[-1]}, step {trainer.step}")
-    path = saved[-1] if saved else None
-    logger = TensorBoardLogger(runs, first_step=trainer.step)
-    if not saved:
-        logger.hyperparameters(cfg)
-        logger.figure(0, "noise_schedule", plot_schedule(trainer.diffusion.schedule))
-    while trainer.progress < 1:
-        epoch = trainer.step // trainer.steps_per_epoch
-        train_epoch(trainer, images, labels, epoch, logger, watch)
-        path = trainer.save()
-        save_figure(outputs / "loss.png", plot_loss(trainer.history))
-        if trainer.progress >= 1 or (cfg.sample_every and (epoch + 1) % cfg.sample_every == 0):
-            grid = trainer.sample_grid()
-            save_png(outputs / f"samples_epoch_{epoch}.png", grid)
-            logger.grid(trainer.step, "samples", grid)
-    logger.close()
-    print(trainer.summary())
+    if cfg.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    with contextlib.ExitStack() as stack:
+        first = distributed.is_first()
+        if first:
+            stack.enter_context(locked(checkpoints))
+            remove_leftovers(checkpoints)
+        trainer = Trainer(cfg, labels, device, checkpoints)
+        path = next(iter(distributed.of_first(list_checkpoints(checkpoints)[-1:])), None)
+        if path:
+            trainer.restore(path)
+        logger = start_logs(trainer, path, outputs, runs) if first else None
+        stop = stack.enter_context(StopSignals())
+        while trainer.progress < 1:
+            train_epoch(trainer, images, labels, logger, watch, stop)
+            path = trainer.save()
+            if trainer.stopped:
+                if first:
+                    print(f"stopped: {path} is saved, and the same command goes on from it")
+                raise SystemExit(128 + trainer.stopped)
+            if logger:
+                draw_progress(trainer, outputs, logger)
+        if logger:
+            logger.close()
+            print(trainer.summary())
     return path
+
+
+def start_logs(
+    trainer: Trainer, resumed: Path | None, outputs: Path, runs: Path
+) -> TensorBoardLogger:
+    """Say what goes on, and open the run's TensorBoard log; what runs it goes to run.json."""
+    record = {"config": dataclasses.asdict(trainer.cfg), "environment": trainer.environment}
+    record["changes"] = trainer.changes
+    write_atomically(outputs / "run.json", (json.dumps(record, indent=2) + "\n").encode())
+    logger = TensorBoardLogger(runs, first_step=trainer.step)
+    if resumed:
+        print(f"resuming {resumed}, step {trainer.step}", *trainer.changes, sep="\n")
+    else:
+        logger.hyperparameters(trainer.cfg)
+        logger.figure(0, "noise_schedule", plot_schedule(trainer.diffusion.schedule))
+    return logger
+
+
+def draw_progress(trainer: Trainer, outputs: Path, logger: TensorBoardLogger) -> None:
+    """At the end of an epoch: the loss curve and, every `sample_every`, a grid of samples."""
+    save_figure(outputs / "loss.png", plot_loss(trainer.history))
+    every = trainer.cfg.sample_every
+    if trainer.progress >= 1 or (every and (trainer.epoch + 1) % every == 0):
+        grid = trainer.sample_grid()
+        save_png(outputs / f"samples_epoch_{trainer.epoch}.png", grid)
+        logger.grid(trainer.step, "samples", grid)
 
 
 def train_epoch(
     trainer: Trainer,
     images: Tensor,
     labels: Tensor,
-    epoch: int,
-    logger: TensorBoardLogger,
+    logger: TensorBoardLogger | None,
     watch: Callable[[Trainer], None],
+    stop: StopSignals,
 ) -> None:
     """What is left of one epoch, or of the time budget; saves every `save_every` minutes."""
-    cfg = trainer.cfg
+    cfg, epoch = trainer.cfg, trainer.step // trainer.steps_per_epoch
     done = trainer.step - epoch * trainer.steps_per_epoch
     batches = list(epoch_batches(len(images), cfg.batch_size, cfg.seed, epoch))[done:]
-    bar = tqdm(batches, desc=f"epoch {epoch}", unit="step", dynamic_ncols=True)
+    bar = tqdm(
+        batches, desc=f"epoch {epoch}", unit="step", dynamic_ncols=True, disable=logger is None
+    )
     start, minutes_before = time.monotonic(), trainer.minutes
     last_save = last_report = start
     recent = []  # (loss, gradient norm) on the device: reading them would wait for it
     for index in bar:
         index = index.to(trainer.device)
         recent.append(trainer.train_step(to_model_range(images[index]), labels[index]))
-        trainer.minutes = minutes_before + (time.monotonic() - start) / 60
-        over = trainer.progress >= 1
+        minutes = minutes_before + (time.monotonic() - start) / 60
+        # all processes must end at one step, whatever their clocks say and whom a signal reached
+        trainer.minutes, trainer.stopped = distributed.of_first((minutes, stop.received))
+        over = trainer.progress >= 1 or trainer.stopped
         if over or trainer.step % LOG_EVERY == 0 or trainer.step % trainer.steps_per_epoch == 0:
-            loss, norm = torch.stack([torch.stack(pair) for pair in recent]).mean(dim=0).tolist()
+            pairs = distributed.mean(torch.stack([torch.stack(pair) for pair in recent]))
+            loss, norm = pairs.nanmean(dim=0).tolist()
             now = time.monotonic()
-            report(trainer, logger, bar, loss, norm, len(recent) * len(index) / (now - last_report))
-            watch(trainer)
+            if logger:
+                rate = len(recent) * len(index) / (now - last_report)
+                report(trainer, logger, bar, loss, norm, rate)
+                watch(trainer)
             last_report, recent = time.monotonic(), []
             start += last_report - now
             if over:
                 break
-            if now - last_save > cfg.save_every * 60:
+            if distributed.of_first(now - last_save > cfg.save_every * 60):
                 trainer.save()
                 last_save = now
 
@@ -257,13 +341,16 @@ def report(
     lr = trainer.optimizers[0].param_groups[0]["lr"]
     logger.scalars(trainer.step, loss=loss, lr=lr, grad_norm=norm, images_per_second=rate)
     left = trainer.minutes * (1 / max(trainer.progress, 1e-9) - 1)
-    bar.set_postfix_str(f"loss {loss:.4f}, {rate:.0f} img/s, {clock(left)} left")
+    skipped = f", {trainer.skipped} steps skipped" * (trainer.skipped > 0)
+    bar.set_postfix_str(f"loss {loss:.4f}, {rate:.0f} img/s, {clock(left)} left{skipped}")
 
 
 def main() -> None:
     cfg = parse(TrainConfig, "Train a diffusion model.")
-    path = train(cfg)
-    print(f"trained: {path}\nsamples: python generate.py --checkpoint {path}")
+    with distributed.joined(pick_device(cfg.device)):
+        path = train(cfg)
+        if distributed.is_first():
+            print(f"trained: {path}\nsamples: python generate.py --checkpoint {path}")
 
 
 if __name__ == "__main__":

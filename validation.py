@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from config import DIGIT_DATASETS, EvalConfig, UserError, parse, run
-from generate import load_model
+from generate import draw_images, load_model
 from models.drawing import pick_labels
-from models.samplers import SAMPLERS, check_steps, sample_images
+from models.samplers import SAMPLERS, check_steps
+from utils import distributed
 from utils.checkpoint import epoch_number, list_checkpoints
 from utils.classifier import accuracy, train_classifier
 from utils.data_loader import load_dataset
@@ -73,31 +73,28 @@ def draw_candidate(cfg: EvalConfig, path: Path, device: torch.device) -> Candida
     spacing = cfg.spacing or SAMPLERS[cfg.sampler].spacing
     options = {"sampler": cfg.sampler, "steps": steps, "spacing": spacing}
     options |= {"seed": cfg.seed, "guidance": cfg.guidance}
-    evaluated = []  # images that went through the network, call by call
+    evaluated = []  # images that went through the network here, call by call
     net.register_forward_hook(lambda module, inputs, output: evaluated.append(len(output)))
-    parts = []
-    with tqdm(total=cfg.num_samples, desc=f"drawing with {path.name}", unit="img") as bar:
-        for batch in sample_images(
-            diffusion,
-            net,
-            cfg.num_samples,
-            labels=labels,
-            batch_size=cfg.batch_size,
-            precision=cfg.precision,
-            **options,
-        ):
-            parts.append(batch)
-            bar.update(len(batch))
+    images = draw_images(
+        diffusion,
+        net,
+        cfg.num_samples,
+        f"drawing with {path.name}",
+        labels=labels,
+        batch_size=cfg.batch_size,
+        precision=cfg.precision,
+        **options,
+    )
     facts = {
         "model": str(path),
         "model_hash": content_hash(path.read_bytes()),
         "model_type": train_cfg.model_type,
         **options,
         "arithmetic": arithmetic(device, cfg.precision),
-        "network_calls": sum(evaluated) / cfg.num_samples,
+        "network_calls": distributed.total(sum(evaluated)) / cfg.num_samples,
     }
     name = cfg.experiment_name or path.parent.name
-    return Candidate(torch.cat(parts), labels, name, train_cfg.dataset, facts)
+    return Candidate(images, labels, name, train_cfg.dataset, facts)
 
 
 def read_candidate(cfg: EvalConfig) -> Candidate:
@@ -216,6 +213,8 @@ def validate_one(cfg: EvalConfig, device: torch.device) -> None:
         candidate = read_candidate(cfg)
     else:
         candidate = draw_candidate(cfg, find_models(cfg)[0], device)
+    if not distributed.is_first():
+        return
     scorer = Scorer(cfg, candidate, device)
     scores = scorer.evaluate(candidate)
     folder = Path("outputs") / candidate.name
@@ -232,15 +231,20 @@ def validate_one(cfg: EvalConfig, device: torch.device) -> None:
 def validate_all(cfg: EvalConfig, device: torch.device) -> None:
     """Score every checkpoint of an experiment; a curve, TensorBoard scalars and one JSON file."""
     scorer, found = None, []
-    logger = TensorBoardLogger(Path("runs") / cfg.experiment_name / "validation")
     for path in find_models(cfg):
         candidate = draw_candidate(cfg, path, device)
+        if not distributed.is_first():
+            continue
         scorer = scorer or Scorer(cfg, candidate, device)
         scores = {"epoch": epoch_number(path), **scorer.evaluate(candidate)}
         found.append(scores)
+        print(f"{path}: fid {scores['fid']:.3f}, floor {scores['fid_floor']:.3f}")
+    if not distributed.is_first():
+        return
+    logger = TensorBoardLogger(Path("runs") / cfg.experiment_name / "validation")
+    for scores in found:
         values = {f"{name}_{scores['features']}": scores[name] for name in METRICS}
         logger.scalars(scores["epoch"], group="validation", **values)
-        print(f"{path}: fid {scores['fid']:.3f}, floor {scores['fid_floor']:.3f}")
     logger.close()
     folder = Path("outputs") / cfg.experiment_name
     name = f"scores_{scores['features']}_{scores['n']}_all"
@@ -259,7 +263,8 @@ def main() -> None:
     if cfg.json:
         writable_folder(Path(cfg.json).parent)
     device = pick_device(cfg.device)
-    (validate_all if cfg.validate_all else validate_one)(cfg, device)
+    with distributed.joined(device):
+        (validate_all if cfg.validate_all else validate_one)(cfg, device)
 
 
 if __name__ == "__main__":

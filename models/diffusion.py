@@ -69,9 +69,17 @@ class Diffusion:
         return (t * self.schedule.timesteps).long().clamp(max=self.schedule.timesteps - 1)
 
     def loss(
-        self, net: nn.Module, x0: Tensor, y: Tensor | None, generator: torch.Generator
+        self,
+        net: nn.Module,
+        x0: Tensor,
+        y: Tensor | None,
+        generator: torch.Generator,
+        part: slice = slice(None),
     ) -> Tensor:
         """Mean squared error of the prediction (Ho et al. 2020, eq. 14), a scalar.
+
+        Timesteps and noise are drawn for the whole batch x0, y, and the loss is that of a `part`
+        of it: so several processes share a batch, and draw for it what one would.
 
         An error that clamping x0_hat to [-1, 1] undoes is none: a black pixel (x0 = -1) may be
         predicted blacker than black. Samplers clamp, so this is the error of what they use. Its
@@ -79,8 +87,9 @@ class Diffusion:
         need not hit -1 exactly, to a hundredth of the noise, in the four of five pixels that are
         black.
         """
-        t = self.draw_t(len(x0), generator)
-        eps = torch.randn(x0.shape, generator=generator, device=x0.device)
+        t = self.draw_t(len(x0), generator)[part]
+        eps = torch.randn(x0.shape, generator=generator, device=x0.device)[part]
+        x0, y = x0[part], None if y is None else y[part]
         a = self.sqrt_alpha_bar[t].view(-1, 1, 1, 1)
         s = self.sqrt_one_minus_alpha_bar[t].view(-1, 1, 1, 1)
         x_t = a * x0 + s * eps

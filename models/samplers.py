@@ -217,6 +217,7 @@ def sample_images(
     batch_size: int = 250,
     precision: str = "auto",
     start: Tensor | None = None,
+    share: tuple[int, int] = (0, 1),
     watch: Callable[[Denoiser], Denoiser] = lambda denoise: denoise,
     **options: float | Tensor,
 ) -> Iterator[Tensor]:
@@ -225,6 +226,7 @@ def sample_images(
     Args:
         labels: (count,) int64, or None for an unconditional draw.
         start: (count, 1, 28, 28) standard normal, to begin with in place of the seed's noise.
+        share: (r, R) draws only the batches numbered r, r + R, r + 2R, ...
         watch: may wrap the denoiser of each batch, to record the path.
         options: the sampler's own. Tensors among them hold an entry for each of the images.
 
@@ -233,7 +235,7 @@ def sample_images(
     device = next(net.parameters()).device
     steps = check_steps(steps, sampler, diffusion.schedule.timesteps)
     sigmas = diffusion.schedule.sampling_sigmas(steps, spacing or SAMPLERS[sampler].spacing)
-    for first in range(0, count, batch_size):
+    for first in range(share[0] * batch_size, count, share[1] * batch_size):
         numbers = range(first, min(first + batch_size, count))
 
         def part(value, numbers=numbers):

@@ -1,6 +1,8 @@
 """Shared by the tests: a folder of their own, the scripts' command lines, a tiny trained model."""
 
 import importlib
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +14,23 @@ from models import build_model
 from utils.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).parents[1]
+TINY = ["--dataset", "synthetic", "--train_size", 200, "--batch_size", 50, "--width", 8]
+TINY += ["--timesteps", 20]
+WITH_PATH = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def shell(script, *arguments, **options):
+    command = [sys.executable, str(ROOT / f"{script}.py"), *map(str, arguments)]
+    return subprocess.Popen(command, env=WITH_PATH, stderr=subprocess.PIPE, text=True, **options)
+
+
+def same(a, b):
+    """Bitwise equality of nested dicts, lists and tensors."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,6 @@
 """Every script from end to end, through its command line, on a tiny data set."""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -20,35 +19,17 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from config import SAMPLERS
 from generate import load_model
 from models.drawing import pick_labels
-from tests.conftest import ROOT
+from tests.conftest import ROOT, TINY, same, shell
 from utils.classifier import MNISTClassifier
 from utils.data_loader import load_dataset
 from utils.features import MNISTFeatures
 from utils.synthetic import synthetic_digits
-
-TINY = ["--dataset", "synthetic", "--train_size", 200, "--batch_size", 50, "--width", 8]
-TINY += ["--timesteps", 20]
-WITH_PATH = {**os.environ, "PYTHONPATH": str(ROOT)}
-
-
-def shell(script, *arguments, **options):
-    command = [sys.executable, str(ROOT / f"{script}.py"), *map(str, arguments)]
-    return subprocess.Popen(command, env=WITH_PATH, stderr=subprocess.PIPE, text=True, **options)
 
 
 @pytest.fixture
 def small_synthetic(monkeypatch):
     """2,000 training and 500 test images instead of 20,000 and 10,000."""
     monkeypatch.setattr("utils.data_loader.SYNTHETIC_SIZE", {"train": 2000, "test": 500})
-
-
-def same(a, b):
-    """Bitwise equality of nested dicts, lists and tensors."""
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
 @pytest.mark.parametrize("model_type", ["unet", "cnn", "resnet"])
@@ -59,7 +40,7 @@ def test_train_generate_validate(cli, own_folder, model_type):
     assert status == 0 and str(checkpoint) in stdout and "left" in stderr
     assert checkpoint.exists() and checkpoint.with_name("model_epoch_0.pth").exists()
     outputs = {p.name for p in (Path("outputs") / name).iterdir()}
-    assert outputs == {"loss.png", "samples_epoch_0.png", "samples_epoch_1.png"}
+    assert outputs == {"loss.png", "run.json", "samples_epoch_0.png", "samples_epoch_1.png"}
     assert Image.open(Path("outputs") / name / "loss.png").size[0] > 400
     assert list((Path("runs") / name).glob("events*"))
 

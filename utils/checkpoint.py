@@ -15,6 +15,7 @@ import io
 import re
 import sys
 import warnings
+import zipfile
 from pathlib import Path
 
 import torch
@@ -40,30 +41,58 @@ def load_checkpoint(path: Path, flag: str = "--checkpoint", device="cpu") -> dic
     if not Path(path).is_file():
         raise UserError(f"{flag} {path}: no such file")
     try:
+        check_archive(Path(path))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             checkpoint = torch.load(path, map_location=device, weights_only=True)
-    except Exception:  # torch raises half a dozen kinds, depending on which byte is wrong
+    except Exception:  # half a dozen kinds, depending on which byte is wrong
         raise UserError(f"{flag} {path}: not a checkpoint, or a damaged one") from None
-    if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
+    if not isinstance(checkpoint, dict) or str(checkpoint.get("format")) != FORMAT:
         raise UserError(f"{flag} {path}: not a checkpoint of this project")
-    if checkpoint.get("version") != VERSION:
-        raise UserError(
-            f"{flag} {path}: checkpoint version {checkpoint.get('version')!r}, must be {VERSION}"
-        )
+    version = str(checkpoint.get("version"))
+    if version != str(VERSION):
+        raise UserError(f"{flag} {path}: checkpoint version {version[:20]}, must be {VERSION}")
     try:
         checkpoint["config"] = from_dict(TrainConfig, checkpoint["config"])
-        if not all(isinstance(weight, torch.Tensor) for weight in dict.values(checkpoint["ema"])):
-            raise TypeError("ema must hold tensors")
-    except (UserError, KeyError, TypeError) as error:
-        raise UserError(f"{flag} {path}: damaged checkpoint: {error}") from None
+        check_weights(checkpoint["ema"], Path(path).stat().st_size)
+    except (UserError, KeyError, TypeError, ValueError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{flag} {path}: damaged checkpoint: {reason}") from None
     return checkpoint
 
 
-def load_weights(net: torch.nn.Module, state: dict, source: str) -> None:
-    """Copy `state` into `net`. Raises UserError, naming `source`, where names or shapes differ."""
+def check_archive(path: Path) -> None:
+    """torch.load trusts a file's sizes and checksums: look at them first. Raises ValueError."""
+    with zipfile.ZipFile(path) as archive:
+        stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
+        total = sum(entry.file_size for entry in archive.infolist())
+        if not stored or total > path.stat().st_size or archive.testzip() is not None:
+            raise ValueError("not an archive that torch.save wrote")
+
+
+def check_weights(state: dict, file_size: int) -> None:
+    """Weights must be finite, float, and no larger than the file. Raises TypeError, ValueError."""
+    total = 0
+    for name, weight in dict.items(state):
+        if not isinstance(name, str) or not isinstance(weight, torch.Tensor):
+            raise TypeError("ema must hold tensors by name")
+        total += weight.numel() * weight.element_size()
+        if weight.layout != torch.strided or not weight.is_floating_point() or total > file_size:
+            raise ValueError("its weights are not what they should be")
+        if not weight.isfinite().all():
+            raise ValueError(f"{name} is not finite")
+    shares = state.get("condition.label_shares")
+    if shares is not None and not (shares.min() >= 0 and shares.sum() > 0):
+        raise ValueError("label_shares must be shares")
+
+
+def load_weights(net: torch.nn.Module, state: dict, source: str, assign: bool = False) -> None:
+    """Copy `state` into `net`; with `assign`, its tensors themselves become the weights.
+
+    Raises UserError, naming `source`, where names or shapes differ.
+    """
     try:
-        net.load_state_dict(state)
+        net.load_state_dict(state, assign=assign)
     except (RuntimeError, AttributeError, TypeError):
         raise UserError(f"{source}: its weights do not fit the network it describes") from None
 
@@ -83,6 +112,12 @@ def epoch_number(path: Path) -> int | None:
 def prune_checkpoints(folder: Path, keep: int) -> None:
     """Delete all but the last `keep` checkpoints of a run."""
     for path in list_checkpoints(folder)[:-keep]:
+        path.unlink()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what writes that were cut short have left; nobody may be writing there."""
+    for path in folder.glob(".*.tmp"):
         path.unlink()
 
 

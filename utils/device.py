@@ -21,7 +21,9 @@ def pick_device(name: str) -> torch.device:
         "cpu": True,
     }
     if name == "auto":
-        return torch.device(next(device for device, ok in present.items() if ok))
+        name = next(device for device, ok in present.items() if ok)
+    if name == "cuda" and present["cuda"]:  # one for each process of a torchrun
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     if not present[name]:
         allowed = ", ".join(["auto", *(device for device, ok in present.items() if ok)])
         raise UserError(f"--device {name}: not on this machine, which has {allowed}")
@@ -36,6 +38,9 @@ def has_fast_bf16(device: torch.device) -> bool:
         capabilities = getattr(torch.cpu, "get_capabilities", dict)()
         return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     return False
+
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def arithmetic(device: torch.device, precision: str) -> str:
@@ -71,7 +76,7 @@ def environment(device: torch.device) -> dict[str, str]:
         commit = "unknown"
     return {
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "hardware": hardware(device),
         "commit": commit,
         "command": " ".join(["python", *sys.argv]),

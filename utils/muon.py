@@ -3,19 +3,17 @@
 import torch
 from torch import Tensor
 
-from utils.device import has_fast_bf16
-
 # of Newton-Schulz iterations (Jordan et al. 2024): five bring singular values from 0..1 to 0.7..1.2
 COEFFICIENTS, ITERATIONS = (3.4445, -4.7750, 2.0315), 5
 
 
-def orthogonalize(matrices: Tensor) -> Tensor:
+def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """U V^T, roughly, of matrices (N, R, C) with singular value decomposition U S V^T; float32.
 
     An odd polynomial of the matrix is applied again and again, which is one of its singular values:
     it needs matrix products alone, and no more precision than bfloat16 has.
     """
-    x = matrices.bfloat16() if has_fast_bf16(matrices.device) else matrices.float()
+    x = matrices.to(dtype)
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
@@ -34,11 +32,20 @@ class Muon(torch.optim.Optimizer):
     are learnt at one pace. Steps are as large as AdamW's (Liu et al. 2025, section 2.2), and one
     learning rate serves both.
 
-    Args: weights of two or more dimensions, learning rate, decoupled weight decay, momentum.
+    Args: weights of two or more dimensions, learning rate, decoupled weight decay, momentum, and
+        the precision of the matrix products.
     """
 
-    def __init__(self, params, lr: float, weight_decay: float, momentum: float = 0.95):
+    def __init__(
+        self,
+        params,
+        lr: float,
+        weight_decay: float,
+        momentum: float = 0.95,
+        dtype: torch.dtype = torch.float32,
+    ):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self) -> None:
@@ -49,7 +56,9 @@ class Muon(torch.optim.Optimizer):
                 if p.grad is not None:
                     by_shape.setdefault((p.shape[0], p[0].numel()), []).append(p)
             for shape, params in by_shape.items():  # many small products as a few larger ones
-                updates = orthogonalize(torch.stack([self._direction(p, group) for p in params]))
+                updates = orthogonalize(
+                    torch.stack([self._direction(p, group) for p in params]), self.dtype
+                )
                 scale = -group["lr"] * 0.2 * max(shape) ** 0.5  # root mean square as of AdamW
                 for p, update in zip(params, updates, strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"])

@@ -1,0 +1,85 @@
+"""A checkpoint of a stranger: whatever was done to it, it loads correctly or is refused."""
+
+import io
+import random
+import resource
+
+import torch
+
+from config import UserError
+from generate import load_model
+
+MUTATIONS = 1000
+
+
+def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
+    """Flip, cut, drop, double or overwrite some of the bytes."""
+    kind, at = rng.randrange(5), rng.randrange(len(data))
+    length = rng.choice([1, 1, 4, 64, 1024])
+    if kind == 0:
+        flipped = bytes(b ^ (1 << rng.randrange(8)) for b in data[at : at + length])
+        return data[:at] + flipped + data[at + length :]
+    if kind == 1:
+        return data[:at]
+    if kind == 2:
+        return data[:at] + data[at + length :]
+    if kind == 3:
+        return data[:at] + data[at : at + length] * 2 + data[at + length :]
+    return data[:at] + rng.randbytes(length) + data[at + length :]
+
+
+def strange_value(rng: random.Random):
+    huge = torch.zeros(1).expand(rng.choice([10**6, 10**12]), 10**3)  # one number, seen often
+    return rng.choice(
+        [None, -1, 10**400, float("nan"), "x" * 1000, [], {}, {"a": 1}, b"\0", huge, torch.ones(2)]
+        + [torch.full((3, 3), float("inf")), torch.zeros(2, dtype=torch.int8), True, [[[]]]]
+    )
+
+
+def mutate_values(values: dict, rng: random.Random) -> bytes:
+    """Drop an entry, add one, or give one a strange value: at the top, in config or in ema."""
+    values = {k: dict(v) if isinstance(v, dict) else v for k, v in values.items()}
+    inside = rng.choice([values, values["config"], values["ema"]])
+    key = rng.choice(list(inside))
+    kind = rng.randrange(4)
+    if kind == 0:
+        del inside[key]
+    elif kind == 1:
+        inside[rng.choice(["colour", "", 3])] = strange_value(rng)
+    elif kind == 2 and isinstance(inside[key], torch.Tensor):
+        w = inside[key]
+        inside[key] = rng.choice(
+            [w.double(), w.int(), w[:0], w.unsqueeze(0), w.flatten(), w * float("nan"), w.t()]
+            if w.ndim == 2
+            else [w.half(), w.bool(), w.unsqueeze(0), w + float("inf"), w.to(torch.complex64)]
+        )
+    else:
+        inside[key] = strange_value(rng)
+    buffer = io.BytesIO()
+    torch.save(values, buffer)
+    return buffer.getvalue()
+
+
+def test_mutated_checkpoints_are_loaded_or_refused(tiny_checkpoint, own_folder):
+    path = tiny_checkpoint()
+    data, values = path.read_bytes(), torch.load(path, weights_only=True)
+    target = own_folder / "mutated.pth"
+    rng, loaded, refused = random.Random(0), 0, 0
+    x, t = torch.zeros(1, 1, 28, 28), torch.zeros(1)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for k in range(MUTATIONS):
+        target.write_bytes(mutate_bytes(data, rng) if k % 2 else mutate_values(values, rng))
+        try:
+            _, _, net = load_model(target, "cpu")
+            assert net(x, t).isfinite().all()
+            if k % 2:  # of damaged bytes, only those matter not that hold no value
+                assert all(
+                    torch.equal(w, values["ema"][name]) for name, w in net.state_dict().items()
+                )
+            loaded += 1
+        except UserError as error:
+            assert str(error).startswith(f"--checkpoint {target}") and len(str(error)) < 600
+            refused += 1
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    assert loaded + refused == MUTATIONS and loaded > 10 and refused > 500
+    assert grown < 2**30

@@ -1,0 +1,186 @@
+"""What a training run goes through: signals, kills, full disks, bad numbers, a second run."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.diffusion import Diffusion
+from tests.conftest import TINY, WITH_PATH, same, shell
+from utils.checkpoint import list_checkpoints
+from utils.guard import locked
+
+
+def last_checkpoint(name, folder=Path()):
+    return torch.load(list_checkpoints(folder / "checkpoints" / name)[-1], weights_only=True)
+
+
+def wait_for(path, process):
+    while process.poll() is None and not path.exists():
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_same_command_goes_on(cli, own_folder, number):
+    command = [*TINY, "--epochs", 30, "--sample_every", 0, "--keep", 99, "--device", "cpu"]
+    assert cli("main", *command, "--experiment_name", "whole")[0] == 0
+    flags = [*command, "--experiment_name", "stopped"]
+    run = shell("main", *flags, cwd=own_folder, stdout=subprocess.PIPE)
+    wait_for(Path("checkpoints/stopped/model_epoch_1.pth"), run)
+    run.send_signal(number)
+    stdout, stderr = run.communicate()
+    assert run.returncode == 128 + number and "Traceback" not in stderr
+    assert signal.Signals(number).name in stderr and "the same command goes on" in stdout
+    assert 8 <= last_checkpoint("stopped")["step"] < 120
+    assert "resuming" in cli("main", *flags)[1]
+    one, other = last_checkpoint("whole"), last_checkpoint("stopped")
+    for key in ("network", "ema", "optimizers", "generator", "step"):
+        assert same(one[key], other[key]), key
+
+
+def test_a_second_signal_ends_at_once():
+    code = (
+        "import os, signal\nfrom utils.guard import StopSignals\n"
+        "with StopSignals() as stop:\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    print(stop.received, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    print('still here', flush=True)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=WITH_PATH, capture_output=True, text=True
+    )
+    assert result.returncode == 128 + signal.SIGINT
+    assert result.stdout == f"{int(signal.SIGTERM)}\n"
+
+
+def test_kill_9_at_any_moment_loses_nothing(own_folder):
+    """Ten of the kills that `python -m tests.kill 200` makes."""
+    code = (
+        "from tests.kill import kill_often\n"
+        "print(kill_often(kills=10, epochs=10, seconds=0.8), 'hits')"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=WITH_PATH, capture_output=True, text=True, timeout=200
+    )
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout.split()[-2]) >= 3
+
+
+def test_two_runs_in_one_folder(cli, refuses):
+    Path("checkpoints/a").mkdir(parents=True)
+    flags = [*TINY, "--epochs", 1, "--experiment_name", "a"]
+    with locked(Path("checkpoints/a")):
+        words = ("--experiment_name a", "in use by", f"process {os.getpid()}")
+        refuses("main", *flags, words=words)
+    assert not list_checkpoints(Path("checkpoints/a"))
+    assert cli("main", *flags)[0] == 0
+    assert [p.name for p in Path("checkpoints/a").iterdir()] == ["model_epoch_0.pth"]
+
+
+def test_a_crash_leaves_no_lock_behind(cli, own_folder):
+    code = (
+        "import os, pathlib\nfrom utils.guard import locked\n"
+        "pathlib.Path('checkpoints/a').mkdir(parents=True)\n"
+        "with locked(pathlib.Path('checkpoints/a')):\n    os.kill(os.getpid(), 9)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], env=WITH_PATH, cwd=own_folder)
+    assert Path("checkpoints/a/.lock").exists()
+    assert cli("main", *TINY, "--epochs", 1, "--experiment_name", "a")[0] == 0
+
+
+def test_a_full_disk_ends_with_a_line_and_the_old_checkpoint(cli, own_folder):
+    flags = [*TINY, "--experiment_name", "full", "--keep", 9]
+    assert cli("main", *flags, "--epochs", 1)[0] == 0
+    before = Path("checkpoints/full/model_epoch_0.pth").read_bytes()
+    limit = len(before) - 1000
+
+    def no_large_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    run = shell("main", *flags, "--epochs", 2, cwd=own_folder, preexec_fn=no_large_files)
+    _, stderr = run.communicate()
+    assert run.returncode == 2 and "Traceback" not in stderr
+    assert "cannot write checkpoints/full/model_epoch_1.pth: File too large" in stderr
+    assert [p.name for p in Path("checkpoints/full").iterdir()] == ["model_epoch_0.pth"]
+    assert Path("checkpoints/full/model_epoch_0.pth").read_bytes() == before
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that nobody may write")
+def test_a_read_only_folder(refuses, own_folder):
+    Path("checkpoints").symlink_to("/proc")  # even root cannot write there
+    refuses("main", *TINY, "--experiment_name", "a", words=("checkpoints/a", "cannot be written"))
+    assert [p.name for p in own_folder.iterdir()] == ["checkpoints"]
+
+
+def spoil(monkeypatch, steps):
+    """Make the loss NaN at these steps, counted from 1."""
+    loss, calls = Diffusion.loss, []
+
+    def spoilt(*arguments):
+        calls.append(1)
+        return loss(*arguments) * (float("nan") if len(calls) in steps else 1.0)
+
+    monkeypatch.setattr(Diffusion, "loss", spoilt)
+
+
+def test_a_step_that_is_not_finite_is_skipped(cli, monkeypatch):
+    spoil(monkeypatch, {1, 4, 5})
+    status, _, stderr = cli("main", *TINY, "--epochs", 2, "--experiment_name", "a")
+    assert status == 0 and "3 steps skipped" in stderr
+    end = last_checkpoint("a")
+    assert end["skipped"] == 3 and end["step"] == 8
+    assert all(w.isfinite().all() for w in [*end["network"].values(), *end["ema"].values()])
+    assert end["optimizers"][0]["state"][0]["step"] == 5
+
+
+def test_three_of_them_in_a_row_end_the_run(cli, refuses, monkeypatch):
+    flags = [*TINY, "--experiment_name", "a"]
+    assert cli("main", *flags, "--epochs", 1)[0] == 0
+    before = Path("checkpoints/a/model_epoch_0.pth").read_bytes()
+    spoil(monkeypatch, {2, 3, 4})
+    words = ("step 8", "not finite", "--lr", "--precision fp32")
+    status, _, stderr = cli("main", *flags, "--epochs", 2)
+    assert status == 2 and all(word in stderr for word in words) and "Traceback" not in stderr
+    assert [p.name for p in Path("checkpoints/a").iterdir()] == ["model_epoch_0.pth"]
+    assert Path("checkpoints/a/model_epoch_0.pth").read_bytes() == before
+
+
+def test_a_run_records_what_ran_it_and_what_was_changed(cli):
+    flags = [*TINY, "--experiment_name", "a"]
+    assert cli("main", *flags, "--epochs", 1)[0] == 0
+    status, stdout, _ = cli("main", *flags, "--epochs", 2, "--save_every", 5, "--deterministic")
+    torch.use_deterministic_algorithms(False)
+    assert status == 0 and "--epochs 1 -> 2 at step 4" in stdout
+    record = json.loads(Path("outputs/a/run.json").read_text())
+    assert record["changes"] == [
+        "--epochs 1 -> 2 at step 4",
+        "--deterministic False -> True at step 4",
+        "--save_every 10.0 -> 5.0 at step 4",
+    ]
+    assert record["config"]["epochs"] == 2
+    end = last_checkpoint("a")
+    assert end["changes"] == record["changes"]
+    assert {"torch", "hardware", "commit", "command"} <= set(end["environment"])
+
+
+def test_the_same_seed_gives_the_same_weights(cli):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        flags = [*TINY, "--epochs", 2, "--seed", seed, "--experiment_name", name]
+        assert cli("main", *flags)[0] == 0
+    a, b, c = (last_checkpoint(name)["ema"] for name in "abc")
+    assert same(a, b) and not same(a, c)
+
+
+def test_leftovers_of_a_cut_write_go(cli):
+    Path("checkpoints/a").mkdir(parents=True)
+    Path("checkpoints/a/.model_epoch_7.pth.tmp").write_bytes(b"half")
+    assert cli("main", *TINY, "--epochs", 1, "--experiment_name", "a")[0] == 0
+    assert [p.name for p in Path("checkpoints/a").iterdir()] == ["model_epoch_0.pth"]

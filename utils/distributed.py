@@ -1,0 +1,84 @@
+"""Several processes that work as one, as `torchrun` starts them. Alone, all of this does nothing.
+
+Every process draws the same random numbers for the whole batch and works on its part of it, so the
+result does not depend on how many there are, and checkpoints move between any numbers of them.
+"""
+
+import contextlib
+import datetime
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+PATIENCE = datetime.timedelta(hours=2)  # for process 0, which scores while the others wait
+
+
+@contextlib.contextmanager
+def joined(device: torch.device) -> Iterator[None]:
+    """Work together with the other processes of this `torchrun`, if there are any."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=PATIENCE)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_first() -> bool:
+    """True for the one process that writes files and talks."""
+    return rank() == 0
+
+
+def part(length: int) -> slice:
+    """The part of a batch of `length` that this process works on; `length` must divide evenly."""
+    own = length // size()
+    return slice(rank() * own, (rank() + 1) * own)
+
+
+def of_first(value: Any) -> Any:
+    """What the first process has for `value`; a plain Python object."""
+    if size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def mean(values: Tensor) -> Tensor:
+    """The mean over the processes, of a tensor that each of them has."""
+    if size() > 1:
+        dist.all_reduce(values)
+    return values / size()
+
+
+def total(number: float) -> float:
+    """The sum over the processes."""
+    return float(mean(torch.tensor(float(number)))) * size()
+
+
+def interleave(own: list[Tensor]) -> list[Tensor]:
+    """Everybody's tensors, where process r of R has those numbered r, r + R, r + 2R, ..."""
+    if size() == 1:
+        return own
+    lists: list[list[Tensor]] = [[] for _ in range(size())]
+    dist.all_gather_object(lists, own)
+    return [lists[k % size()][k // size()] for k in range(sum(map(len, lists)))]
