@@ -123,13 +123,19 @@ def load_pictures(cfg: SampleConfig, trained: TrainConfig) -> Tensor:
     flag, source = ("inpaint", cfg.inpaint) if cfg.inpaint else ("reconstruct", cfg.reconstruct)
     if source == "test":
         return load_dataset(trained.dataset, cfg.data_dir, "test")[0][: cfg.num_samples]
+    images = load_sized(source, flag)
+    if len(images) == 1 and cfg.inpaint:
+        return images.repeat(cfg.num_samples, 1, 1, 1)
+    return images[: cfg.num_samples]
+
+
+def load_sized(source: str, flag: str) -> Tensor:
+    """One or more pictures (N, 1, 28, 28) uint8. Raises UserError where not of this size."""
     images = load_images(Path(source), f"--{flag}", at_least=1)
     if images.shape[2:] != (IMAGE_SIZE, IMAGE_SIZE):
         size = " x ".join(map(str, images.shape[2:]))
         raise UserError(f"--{flag} {source}: is {size} pixels, must be {IMAGE_SIZE} x {IMAGE_SIZE}")
-    if len(images) == 1 and cfg.inpaint:
-        return images.repeat(cfg.num_samples, 1, 1, 1)
-    return images[: cfg.num_samples]
+    return images
 
 
 def load_mask(mask: str) -> Tensor:
@@ -142,11 +148,7 @@ def load_mask(mask: str) -> Tensor:
         return missing
     if Path(mask).suffix.lower() != ".png":
         raise UserError(f"--mask {mask}: must be one of {', '.join(HALVES)}, or a PNG file")
-    picture = load_images(Path(mask), "--mask", at_least=1)[0]
-    if picture.shape != missing.shape:
-        size = " x ".join(map(str, picture.shape[1:]))
-        raise UserError(f"--mask {mask}: is {size} pixels, must be {IMAGE_SIZE} x {IMAGE_SIZE}")
-    return picture > 127
+    return load_sized(mask, "mask")[0] > 127
 
 
 def plan_inpainting(plan: Plan, cfg: SampleConfig, pictures: Tensor) -> None:

@@ -42,20 +42,21 @@ def film(frames: Tensor, columns: int | None, padding: int) -> list[Tensor]:
     return [torch.cat([F.pad(x_t, (0, 8)), x0_hat], dim=1) for x_t, x0_hat in both]
 
 
+def enlarged(picture: Tensor, scale: int) -> Image.Image:
+    """uint8 (H, W) -> the same picture, every pixel `scale` x `scale`."""
+    return Image.fromarray(picture.repeat_interleave(scale, 0).repeat_interleave(scale, 1).numpy())
+
+
 def save_png(path: Path, picture: Tensor, scale: int = 2) -> None:
     """Write a uint8 (H, W) picture, every pixel `scale` x `scale`. Raises UserError if it can't."""
-    picture = picture.repeat_interleave(scale, 0).repeat_interleave(scale, 1)
     buffer = io.BytesIO()
-    Image.fromarray(picture.numpy()).save(buffer, format="PNG")
+    enlarged(picture, scale).save(buffer, format="PNG")
     write_atomically(Path(path), buffer.getvalue())
 
 
 def save_gif(path: Path, frames: list[Tensor], scale: int = 2, seconds: float = 0.1) -> None:
     """Write uint8 (H, W) pictures as an endless GIF that holds its last one for two seconds."""
-    pictures = [
-        Image.fromarray(frame.repeat_interleave(scale, 0).repeat_interleave(scale, 1).numpy())
-        for frame in frames
-    ]
+    pictures = [enlarged(frame, scale) for frame in frames]
     durations = [1000 * seconds] * (len(frames) - 1) + [2000]
     buffer = io.BytesIO()
     pictures[0].save(
