@@ -5,7 +5,8 @@
     python benchmark.py features  images/s of the feature networks, and FID by another program
     python benchmark.py train     FID against minutes of training (--profile: where a step goes)
     python benchmark.py speedrun  minutes of training until a given FID
-    python benchmark.py sample    images/s of the shipped networks
+    python benchmark.py sample    images/s of the shipped networks, and of ancestral sampling
+    python benchmark.py compare   the shipped networks beside real images and other programs'
     python benchmark.py samplers  FID against network calls, for each sampler
     python benchmark.py guidance  FID and agreement with the label against the guidance scale
 
@@ -22,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -54,8 +55,8 @@ from utils.data_loader import load_dataset, to_model_range
 from utils.device import DTYPES, arithmetic, environment, pick_device, seeded_generator
 from utils.features import FeatureNetwork, extract, load_features
 from utils.files import load_images, write_atomically
-from utils.metrics import fid
-from utils.scoring import METRICS, all_scores, content_hash, score_text
+from utils.metrics import fid, fid_spread
+from utils.scoring import FLOOR_SEED, METRICS, all_scores, content_hash, score_text
 from utils.visualization import plot_faults, plot_learning_curves, plot_sampler_curves, save_figure
 
 FOLDER = Path("outputs") / "benchmark"
@@ -73,9 +74,19 @@ class SpacesConfig:
     data_dir: str = setting("./data", "where MNIST is, or is downloaded to")
     device: str = setting("auto", "where to compute", choices=DEVICES)
 
-    def networks(self) -> list:
-        names = ("mnist", "inception") if self.features == "both" else (self.features,)
-        return [load_features(name, self.dims, pick_device(self.device)) for name in names]
+
+def feature_networks(cfg: "SpacesConfig | CompareConfig") -> list[FeatureNetwork]:
+    """The ones that --features and --dims name."""
+    names = ("mnist", "inception") if cfg.features == "both" else (cfg.features,)
+    return [load_features(name, cfg.dims, pick_device(cfg.device)) for name in names]
+
+
+def whole_numbers(flag: str, value: str, at_least: int) -> list[int]:
+    """The integers in '512,5000'. Raises UserError where one is none, or too small."""
+    numbers = [int(part) if part.isdecimal() else -1 for part in value.split(",")]
+    if min(numbers) < at_least:
+        raise UserError(f"--{flag} {value}: must be integers >= {at_least}, like 8,16")
+    return numbers
 
 
 def write_table(name: str, header: list[str], rows: list[list[str]]) -> None:
@@ -93,7 +104,7 @@ def floors(cfg: SpacesConfig) -> None:
     chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(cfg.seed))
     sizes = [n for n in (512, 1000, 2000, 5000, 10_000, 20_000) if n <= cfg.num_samples]
     rows = []
-    for network in cfg.networks():
+    for network in feature_networks(cfg):
         reference = extract(network, test, "the test set", cache=True)
         features = extract(network, train[chosen[: sizes[-1]]], "real images", cache=True)
         for n in sizes:
@@ -126,7 +137,7 @@ def faults(cfg: SpacesConfig) -> None:
         others = load_images(path, "--other_images")[: cfg.num_samples]
         sets[f"{path.stem}, n = {len(others)}"] = others
     found = {}
-    for network in cfg.networks():
+    for network in feature_networks(cfg):
         reference = extract(network, test, "the test set", cache=True)
         found[network.name] = {
             name: all_scores(extract(network, faulty, name, cache=True), reference)
@@ -383,23 +394,92 @@ def profile(cfg: QualityConfig) -> None:
 class SpeedConfig:
     """What to draw with, and how many."""
 
-    num_samples: int = setting(500, "images to time", low=1)
+    num_samples: int = setting(250, "images to time", low=1)
     device: str = setting("auto", "where to compute", choices=DEVICES)
 
 
+def shipped_networks(
+    device: torch.device,
+) -> Iterator[tuple[str, TrainConfig, Diffusion, nn.Module]]:
+    """Name, training, process and weights of each network in checkpoints/pretrained/."""
+    for name in MODEL_TYPES:
+        path = Path("checkpoints/pretrained") / f"{name}.pth"
+        if path.exists():
+            yield name, *load_model(path, device)
+
+
+def draw_timed(
+    diffusion: Diffusion, net: nn.Module, count: int, **options
+) -> tuple[Tensor, float, float]:
+    """Images 0..count-1 of seed 0, images/s and network calls an image; warm-up not counted."""
+    draw(diffusion, net, min(count, 16), seed=0, steps=2)
+    calls = []
+    hook = net.register_forward_hook(lambda module, inputs, output: calls.append(len(output)))
+    start = time.perf_counter()
+    images = draw(diffusion, net, count, seed=0, **options)
+    rate = count / (time.perf_counter() - start)
+    hook.remove()
+    return images, rate, sum(calls) / count
+
+
 def sample(cfg: SpeedConfig) -> None:
-    """Images/s of the shipped networks at generate.py's defaults."""
-    device, rows = pick_device(cfg.device), []
-    for path in sorted(Path("checkpoints/pretrained").glob("*.pth")):
-        if path.stem not in MODEL_TYPES:
-            continue
-        _, diffusion, net = load_model(path, device)
-        draw(diffusion, net, 16, seed=0)  # not on the clock
-        start = time.perf_counter()
-        draw(diffusion, net, cfg.num_samples, seed=0)
-        rate = cfg.num_samples / (time.perf_counter() - start)
-        rows.append([path.stem, f"{rate:.1f}"])
-    write_table("sample", ["network", "images/s"], rows)
+    """Images/s of the shipped networks at generate.py's defaults, and by T steps of DDPM."""
+    rows = []
+    for name, trained, diffusion, net in shipped_networks(pick_device(cfg.device)):
+        _, rate, calls = draw_timed(diffusion, net, cfg.num_samples)
+        slow = {"sampler": "ddpm", "steps": trained.timesteps}
+        _, slow_rate, slow_calls = draw_timed(diffusion, net, cfg.num_samples, **slow)
+        times = [f"{calls:.0f}", f"{rate:.1f}", f"{slow_calls:.0f}", f"{slow_rate:.2f}"]
+        rows.append([name, *times, f"{rate / slow_rate:.1f}"])
+    header = ["network", "calls", "images/s", "calls, ddpm", "images/s, ddpm", "ratio"]
+    write_table("sample", header, rows)
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """What to hold the shipped networks against, and at how many images."""
+
+    images: str | None = setting(None, "other programs' images, as in a.npz,b.npz")
+    sizes: str = setting("512,5000", "numbers of images to score")
+    features: str = setting("both", "feature networks", choices=("mnist", "inception", "both"))
+    dims: int = setting(768, "Inception layer", choices=INCEPTION_DIMS)
+    device: str = setting("auto", "where to compute", choices=DEVICES)
+    data_dir: str = setting("./data", "where MNIST is, or is downloaded to")
+
+
+def compare(cfg: CompareConfig) -> None:
+    """FID of the shipped networks, of other programs' images and of real ones, in both spaces."""
+    sizes = whole_numbers("sizes", cfg.sizes, at_least=2)
+    device, most = pick_device(cfg.device), max(sizes)
+    paths = [Path(part) for part in (cfg.images or "").split(",") if part]
+    others = {path.stem: load_images(path, "--images")[:most] for path in paths}
+    train, _ = load_dataset("mnist", cfg.data_dir, "train")
+    test, _ = load_dataset("mnist", cfg.data_dir, "test")
+    chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(FLOOR_SEED))
+    sets = {"real training images": train[chosen[:most]]}
+    facts = {}
+    for name, trained, diffusion, net in shipped_networks(device):
+        sets[name], rate, calls = draw_timed(diffusion, net, most)
+        size = sum(weight.numel() for weight in net.parameters()) / 1e6
+        budget = (
+            f"{trained.max_minutes:g} min" if trained.max_minutes else f"{trained.epochs} epochs"
+        )
+        facts[name] = [f"{size:.2f} M", budget, f"{calls:.0f}", f"{rate:.1f}"]
+    rows = {name: [name, *facts.get(name, ["", "", "", ""])] for name in [*sets, *others]}
+    columns = []
+    for network in feature_networks(cfg):
+        reference = extract(network, test, "the test set", cache=True)
+        columns += [f"FID, {network.name}, n = {n:,}" for n in sizes]
+        for name, images in {**sets, **others}.items():
+            features = extract(network, images, name, cache=True)
+            for n in sizes:
+                part = features[:n]
+                score = "-"
+                if len(part) == n:
+                    score = score_text(fid(part, reference), fid_spread(part, reference))
+                rows[name].append(score)
+    header = ["images", "parameters", "trained", "calls", "images/s", *columns]
+    write_table("compare", header, list(rows.values()))
 
 
 @dataclass(frozen=True)
@@ -418,9 +498,7 @@ class SamplersConfig:
 
 def samplers(cfg: SamplersConfig) -> None:
     """FID against network calls an image. What was measured before is kept, and not done again."""
-    calls = [int(part) if part.isdecimal() else 0 for part in cfg.calls.split(",")]
-    if min(calls) < 1:
-        raise UserError(f"--calls {cfg.calls}: must be integers >= 1, like 4,6,8")
+    calls = whole_numbers("calls", cfg.calls, at_least=1)
     device = pick_device(cfg.device)
     _, diffusion, net = load_model(cfg.checkpoint, device)
     spaces = [("mnist", cfg.num_samples, judge(load_features("mnist", 0, device), cfg.data_dir))]
@@ -499,6 +577,7 @@ BENCHMARKS = {
     "train": (QualityConfig, train_benchmark),
     "speedrun": (QualityConfig, speedrun),
     "sample": (SpeedConfig, sample),
+    "compare": (CompareConfig, compare),
     "samplers": (SamplersConfig, samplers),
     "guidance": (GuidanceConfig, guidance),
 }

@@ -324,6 +324,19 @@ def test_the_tables_of_the_readme(cli, refuses, monkeypatch, small_synthetic):
     assert Path("outputs/benchmark/faults.png").exists()
     refuses("benchmark", "speed", words=("speed", "floors, faults"))
 
+    Path("checkpoints/pretrained").mkdir(parents=True)
+    shutil.copy(ROOT / "checkpoints/pretrained/cnn.pth", "checkpoints/pretrained")
+    np.save("few.npy", synthetic_digits(40, seed=5)[0].numpy())
+    flags = ["--features", "mnist", "--images", "other.npy,few.npy"]
+    status, stdout, _ = cli("benchmark", "compare", *flags, "--sizes", "30,100")
+    rows = [line.strip("| ").split(" | ") for line in stdout.splitlines() if line[:2] == "| "]
+    table = {row[0]: row[1:] for row in rows}
+    assert status == 0 and list(table)[2:] == ["real training images", "cnn", "other", "few"]
+    assert table["cnn"][:3] == ["0.46 M", "20 min", "20"] and table["few"][-1] == "-"
+    distance = {name: float(row[-2].split()[0]) for name, row in list(table.items())[2:]}
+    assert distance["cnn"] > distance["real training images"] and distance["few"] > 0
+    refuses("benchmark", "compare", "--sizes", "1", words=("--sizes 1", ">= 2"))
+
 
 def test_time_to_quality(cli, refuses, small_synthetic, monkeypatch):
     import benchmark
@@ -353,9 +366,11 @@ def test_time_to_quality(cli, refuses, small_synthetic, monkeypatch):
 
 
 def test_speeds(cli, own_folder):
-    shutil.copytree(ROOT / "checkpoints/pretrained", "checkpoints/pretrained")
+    Path("checkpoints/pretrained").mkdir(parents=True)
+    shutil.copy(ROOT / "checkpoints/pretrained/cnn.pth", "checkpoints/pretrained")
     status, stdout, _ = cli("benchmark", "sample", "--num_samples", 2)
-    assert status == 0 and "| unet |" in stdout
+    row = next(line.split(" | ") for line in stdout.splitlines() if line.startswith("| cnn"))
+    assert status == 0 and row[1] == "20" and row[3] == "300" and float(row[5].split()[0]) > 5
     status, stdout, _ = cli("benchmark", "train", "--profile")
     share = re.search(r"(\d+)% of the best .* matrix product", stdout)
     assert status == 0 and 0 < int(share[1]) <= 100
