@@ -230,7 +230,7 @@ def validate_one(cfg: EvalConfig, device: torch.device) -> None:
 
 def validate_all(cfg: EvalConfig, device: torch.device) -> None:
     """Score every checkpoint of an experiment; a curve, TensorBoard scalars and one JSON file."""
-    scorer, found = None, []
+    scorer, logger, found = None, None, []
     for path in find_models(cfg):
         candidate = draw_candidate(cfg, path, device)
         if not distributed.is_first():
@@ -239,12 +239,11 @@ def validate_all(cfg: EvalConfig, device: torch.device) -> None:
         scores = {"epoch": epoch_number(path), **scorer.evaluate(candidate)}
         found.append(scores)
         print(f"{path}: fid {scores['fid']:.3f}, floor {scores['fid_floor']:.3f}")
-    if not distributed.is_first():
-        return
-    logger = TensorBoardLogger(Path("runs") / cfg.experiment_name / "validation")
-    for scores in found:
+        logger = logger or TensorBoardLogger(Path("runs") / cfg.experiment_name / "validation")
         values = {f"{name}_{scores['features']}": scores[name] for name in METRICS}
         logger.scalars(scores["epoch"], group="validation", **values)
+    if not distributed.is_first():
+        return
     logger.close()
     folder = Path("outputs") / cfg.experiment_name
     name = f"scores_{scores['features']}_{scores['n']}_all"

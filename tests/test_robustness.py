@@ -141,7 +141,7 @@ def test_a_step_that_is_not_finite_is_skipped(cli, monkeypatch):
     assert end["optimizers"][0]["state"][0]["step"] == 5
 
 
-def test_three_of_them_in_a_row_end_the_run(cli, refuses, monkeypatch):
+def test_three_of_them_in_a_row_end_the_run(cli, monkeypatch):
     flags = [*TINY, "--experiment_name", "a"]
     assert cli("main", *flags, "--epochs", 1)[0] == 0
     before = Path("checkpoints/a/model_epoch_0.pth").read_bytes()
