@@ -46,7 +46,7 @@ from config import (
     setting,
 )
 from config import SAMPLERS as SAMPLER_NAMES
-from generate import load_model
+from generate import count_evaluated, load_model
 from main import Trainer, train
 from models.diffusion import Diffusion
 from models.drawing import pick_labels
@@ -81,6 +81,12 @@ def feature_networks(cfg: "SpacesConfig | CompareConfig") -> list[FeatureNetwork
     return [load_features(name, cfg.dims, pick_device(cfg.device)) for name in names]
 
 
+def reference_features(network: FeatureNetwork, data_dir: str) -> Tensor:
+    """What every score here is held against: the features of MNIST's test set."""
+    test, _ = load_dataset("mnist", data_dir, "test")
+    return extract(network, test, "the test set", cache=True)
+
+
 def whole_numbers(flag: str, value: str, at_least: int) -> list[int]:
     """The integers in '512,5000'. Raises UserError where one is none, or too small."""
     numbers = [int(part) if part.isdecimal() else -1 for part in value.split(",")]
@@ -100,12 +106,11 @@ def write_table(name: str, header: list[str], rows: list[list[str]]) -> None:
 def floors(cfg: SpacesConfig) -> None:
     """What real training images score against the MNIST test set, for several numbers of them."""
     train, _ = load_dataset("mnist", cfg.data_dir, "train")
-    test, _ = load_dataset("mnist", cfg.data_dir, "test")
     chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(cfg.seed))
     sizes = [n for n in (512, 1000, 2000, 5000, 10_000, 20_000) if n <= cfg.num_samples]
     rows = []
     for network in feature_networks(cfg):
-        reference = extract(network, test, "the test set", cache=True)
+        reference = reference_features(network, cfg.data_dir)
         features = extract(network, train[chosen[: sizes[-1]]], "real images", cache=True)
         for n in sizes:
             scores = all_scores(features[:n], reference)
@@ -129,7 +134,6 @@ def faulty_sets(images: Tensor, labels: Tensor, n: int, seed: int) -> dict[str, 
 def faults(cfg: SpacesConfig) -> None:
     """What is done to real images, and what each metric in each feature space makes of it."""
     images, labels = load_dataset("mnist", cfg.data_dir, "train")
-    test, _ = load_dataset("mnist", cfg.data_dir, "test")
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(cfg.seed))
     sets = faulty_sets(images[chosen], labels[chosen], cfg.num_samples, cfg.seed)
     if cfg.other_images:
@@ -138,7 +142,7 @@ def faults(cfg: SpacesConfig) -> None:
         sets[f"{path.stem}, n = {len(others)}"] = others
     found = {}
     for network in feature_networks(cfg):
-        reference = extract(network, test, "the test set", cache=True)
+        reference = reference_features(network, cfg.data_dir)
         found[network.name] = {
             name: all_scores(extract(network, faulty, name, cache=True), reference)
             for name, faulty in sets.items()
@@ -249,8 +253,7 @@ def draw(diffusion: Diffusion, net: nn.Module, count: int, seed: int, **options)
 
 def judge(network: FeatureNetwork, data_dir: str) -> Callable[[Tensor], float]:
     """The FID of images against MNIST's test set, in the features of `network`."""
-    test, _ = load_dataset("mnist", data_dir, "test")
-    reference = extract(network, test, "the test set", cache=True)
+    reference = reference_features(network, data_dir)
     return lambda images: fid(extract(network, images, "samples"), reference)
 
 
@@ -413,13 +416,11 @@ def draw_timed(
 ) -> tuple[Tensor, float, float]:
     """Images 0..count-1 of seed 0, images/s and network calls an image; warm-up not counted."""
     draw(diffusion, net, min(count, 16), seed=0, steps=2)
-    calls = []
-    hook = net.register_forward_hook(lambda module, inputs, output: calls.append(len(output)))
+    evaluated = count_evaluated(net)
     start = time.perf_counter()
     images = draw(diffusion, net, count, seed=0, **options)
     rate = count / (time.perf_counter() - start)
-    hook.remove()
-    return images, rate, sum(calls) / count
+    return images, rate, sum(evaluated) / count
 
 
 def sample(cfg: SpeedConfig) -> None:
@@ -454,7 +455,6 @@ def compare(cfg: CompareConfig) -> None:
     paths = [Path(part) for part in (cfg.images or "").split(",") if part]
     others = {path.stem: load_images(path, "--images")[:most] for path in paths}
     train, _ = load_dataset("mnist", cfg.data_dir, "train")
-    test, _ = load_dataset("mnist", cfg.data_dir, "test")
     chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(FLOOR_SEED))
     sets = {"real training images": train[chosen[:most]]}
     facts = {}
@@ -465,12 +465,13 @@ def compare(cfg: CompareConfig) -> None:
             f"{trained.max_minutes:g} min" if trained.max_minutes else f"{trained.epochs} epochs"
         )
         facts[name] = [f"{size:.2f} M", budget, f"{calls:.0f}", f"{rate:.1f}"]
-    rows = {name: [name, *facts.get(name, ["", "", "", ""])] for name in [*sets, *others]}
+    sets |= others
+    rows = {name: [name, *facts.get(name, ["", "", "", ""])] for name in sets}
     columns = []
     for network in feature_networks(cfg):
-        reference = extract(network, test, "the test set", cache=True)
+        reference = reference_features(network, cfg.data_dir)
         columns += [f"FID, {network.name}, n = {n:,}" for n in sizes]
-        for name, images in {**sets, **others}.items():
+        for name, images in sets.items():
             features = extract(network, images, name, cache=True)
             for n in sizes:
                 part = features[:n]
@@ -557,8 +558,7 @@ def guidance(cfg: GuidanceConfig) -> None:
     if labels is None:
         raise UserError(f"--checkpoint {cfg.checkpoint}: is unconditional; guidance needs labels")
     network = load_features("mnist", 0, device)
-    test, _ = load_dataset("mnist", cfg.data_dir, "test")
-    reference = extract(network, test, "the test set", cache=True)
+    reference = reference_features(network, cfg.data_dir)
     rows = []
     for scale in scales:
         images = draw(diffusion, net, cfg.num_samples, seed=1000, guidance=scale)

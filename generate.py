@@ -38,6 +38,13 @@ def load_model(path: str, device, flag="--checkpoint") -> tuple[TrainConfig, Dif
     return cfg, build_diffusion(cfg, device), net
 
 
+def count_evaluated(net: nn.Module) -> list[int]:
+    """A list that grows from now on: how many images each call of `net` evaluates."""
+    evaluated: list[int] = []
+    net.register_forward_hook(lambda module, inputs, output: evaluated.append(len(output)))
+    return evaluated
+
+
 def draw_images(diffusion: Diffusion, net: nn.Module, count: int, what: str, **options) -> Tensor:
     """All images (count, 1, 28, 28) uint8 of `sample_images`; a bar says `what` they are.
 

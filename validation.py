@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from config import DIGIT_DATASETS, EvalConfig, UserError, parse, run
-from generate import draw_images, load_model
+from generate import count_evaluated, draw_images, load_model
 from models.drawing import pick_labels
 from models.samplers import SAMPLERS, check_steps
 from utils import distributed
@@ -73,8 +73,7 @@ def draw_candidate(cfg: EvalConfig, path: Path, device: torch.device) -> Candida
     spacing = cfg.spacing or SAMPLERS[cfg.sampler].spacing
     options = {"sampler": cfg.sampler, "steps": steps, "spacing": spacing}
     options |= {"seed": cfg.seed, "guidance": cfg.guidance}
-    evaluated = []  # images that went through the network here, call by call
-    net.register_forward_hook(lambda module, inputs, output: evaluated.append(len(output)))
+    evaluated = count_evaluated(net)  # by this process
     images = draw_images(
         diffusion,
         net,

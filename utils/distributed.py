@@ -63,16 +63,20 @@ def of_first(value: Any) -> Any:
     return box[0]
 
 
-def mean(values: Tensor) -> Tensor:
-    """The mean over the processes, of a tensor that each of them has."""
-    if size() > 1:
-        dist.all_reduce(values)
-    return values / size()
-
-
 def total(number: float) -> float:
     """The sum over the processes."""
-    return float(mean(torch.tensor(float(number)))) * size()
+    return float(_sum(torch.tensor(number, dtype=torch.float64)))
+
+
+def mean(values: Tensor) -> Tensor:
+    """The mean over the processes, of a tensor that each of them has."""
+    return _sum(values) / size()
+
+
+def _sum(values: Tensor) -> Tensor:
+    if size() > 1:
+        dist.all_reduce(values)
+    return values
 
 
 def interleave(own: list[Tensor]) -> list[Tensor]:
