@@ -16,7 +16,9 @@ generate.py's own; scoring is not on the clock.
 
 import contextlib
 import dataclasses
+import itertools
 import json
+import math
 import shlex
 import statistics
 import subprocess
@@ -36,9 +38,11 @@ from torchvision.transforms.functional import gaussian_blur
 
 from config import (
     DEVICES,
+    GUIDED,
     INCEPTION_DIMS,
     MODEL_TYPES,
     SPACINGS,
+    SampleConfig,
     TrainConfig,
     UserError,
     parse,
@@ -56,6 +60,7 @@ from utils.device import DTYPES, arithmetic, environment, pick_device, seeded_ge
 from utils.features import FeatureNetwork, extract, load_features
 from utils.files import load_images, write_atomically
 from utils.metrics import fid, fid_spread
+from utils.noise_scheduler import NoiseSchedule
 from utils.scoring import FLOOR_SEED, METRICS, all_scores, content_hash, score_text
 from utils.visualization import plot_faults, plot_learning_curves, plot_sampler_curves, save_figure
 
@@ -79,6 +84,12 @@ def feature_networks(cfg: "SpacesConfig | CompareConfig") -> list[FeatureNetwork
     """The ones that --features and --dims name."""
     names = ("mnist", "inception") if cfg.features == "both" else (cfg.features,)
     return [load_features(name, cfg.dims, pick_device(cfg.device)) for name in names]
+
+
+def check_inception(cfg: "QualityConfig | SamplersConfig | GuidanceConfig") -> None:
+    """Raises UserError where Inception is to score more images than there are."""
+    if cfg.inception and cfg.inception > cfg.num_samples:
+        raise UserError(f"--inception {cfg.inception}: must be at most --num_samples")
 
 
 def reference_features(network: FeatureNetwork, data_dir: str) -> Tensor:
@@ -313,8 +324,7 @@ def train_benchmark(cfg: QualityConfig) -> None:
     if cfg.profile:
         profile(cfg)
         return
-    if cfg.inception and cfg.inception > cfg.num_samples:
-        raise UserError(f"--inception {cfg.inception}: must be at most --num_samples")
+    check_inception(cfg)
     curves = [learning_curve(cfg, seed, goal=0.0) for seed in range(cfg.seeds)]
     save_figure(FOLDER / f"train_{cfg.model_type}.png", plot_learning_curves(curves))
     rows = [
@@ -428,7 +438,7 @@ def sample(cfg: SpeedConfig) -> None:
     rows = []
     for name, trained, diffusion, net in shipped_networks(pick_device(cfg.device)):
         _, rate, calls = draw_timed(diffusion, net, cfg.num_samples)
-        slow = {"sampler": "ddpm", "steps": trained.timesteps}
+        slow = {"sampler": "ddpm", "steps": trained.timesteps, "guidance": 1.0}
         _, slow_rate, slow_calls = draw_timed(diffusion, net, cfg.num_samples, **slow)
         times = [f"{calls:.0f}", f"{rate:.1f}", f"{slow_calls:.0f}", f"{slow_rate:.2f}"]
         rows.append([name, *times, f"{rate / slow_rate:.1f}"])
@@ -497,9 +507,27 @@ class SamplersConfig:
     data_dir: str = setting("./data", "where MNIST is, or is downloaded to")
 
 
+def affordable_steps(
+    schedule: NoiseSchedule, sampler: str, spacing: str, guidance: float, calls: int
+) -> int:
+    """The most steps that take at most so many network calls an image; 0 where none or T do not."""
+    best = 0
+    for steps in range(1, min(calls, schedule.timesteps) + 1):
+        levels = schedule.sampling_sigmas(steps, spacing)[:-1].tolist()
+        if sampler == "heun":  # whose every step between two of the levels calls at both of them
+            levels += levels[1:-1]
+        twice = sum(guidance > 1 and GUIDED[0] <= sigma <= GUIDED[1] for sigma in levels)
+        best = steps if len(levels) + twice <= calls else best
+    return best
+
+
 def samplers(cfg: SamplersConfig) -> None:
-    """FID against network calls an image. What was measured before is kept, and not done again."""
+    """FID against network calls an image: each sampler unguided, and the default one guided.
+
+    What was measured before is kept, and not done again.
+    """
     calls = whole_numbers("calls", cfg.calls, at_least=1)
+    check_inception(cfg)
     device = pick_device(cfg.device)
     _, diffusion, net = load_model(cfg.checkpoint, device)
     spaces = [("mnist", cfg.num_samples, judge(load_features("mnist", 0, device), cfg.data_dir))]
@@ -509,22 +537,27 @@ def samplers(cfg: SamplersConfig) -> None:
     path = FOLDER / f"samplers_{content_hash(Path(cfg.checkpoint).read_bytes())}.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     curves: dict[str, dict[str, dict[int, float]]] = {name: {} for name, _, _ in spaces}
-    for sampler in [cfg.sampler] if cfg.sampler else SAMPLER_NAMES:
+    entries = [(name, 1.0) for name in SAMPLER_NAMES] + [(SampleConfig.sampler, diffusion.guidance)]
+    for sampler, guidance in entries:
+        if cfg.sampler not in (None, sampler):
+            continue
         spacing = cfg.spacing or SAMPLERS[sampler].spacing
+        row = f"{sampler}, {spacing}" + f", guidance {guidance:g}" * (guidance != 1)
         for most in calls:
-            steps = most // 2 + 1 if sampler == "heun" else most
-            if steps > diffusion.schedule.timesteps:
+            steps = affordable_steps(diffusion.schedule, sampler, spacing, guidance, most)
+            if not steps:
                 continue
-            keys = [f"{sampler}, {spacing}, {steps} steps, {n} {name}" for name, n, _ in spaces]
+            keys = [f"{row}, {steps} steps, {n} {name}" for name, n, _ in spaces]
             if not set(keys) <= set(known):
                 options = {"sampler": sampler, "spacing": spacing, "steps": steps}
+                options["guidance"] = guidance
                 # a seed of its own: what is chosen by these scores is reported by others
                 images = draw(diffusion, net, cfg.num_samples, seed=1000, **options)
                 for key, (_, n, score) in zip(keys, spaces, strict=True):
                     known[key] = score(images[:n])
                 write_atomically(path, json.dumps(known, indent=1).encode())
             for key, (name, _, _) in zip(keys, spaces, strict=True):
-                curves[name].setdefault(f"{sampler}, {spacing}", {})[most] = known[key]
+                curves[name].setdefault(row, {})[most] = known[key]
     for name, n, _ in spaces:
         rows = [
             [sampler] + [f"{curve[k]:.3f}" if k in curve else "-" for k in calls]
@@ -541,6 +574,8 @@ class GuidanceConfig:
 
     checkpoint: str = setting("checkpoints/pretrained/unet.pth", "the model to sample from")
     scales: str = setting("0,1,1.25,1.5,2,3,4", "guidance scales")
+    steps: int | None = setting(None, "sampling steps; default from the sampler", low=1)
+    inception: int | None = setting(None, "score N of them by Inception as well (768)", low=40)
     num_samples: int = setting(2000, "images for each scale", low=40)
     device: str = setting("auto", "where to compute", choices=DEVICES)
     data_dir: str = setting("./data", "where MNIST is, or is downloaded to")
@@ -552,6 +587,7 @@ def guidance(cfg: GuidanceConfig) -> None:
         scales = [float(part) for part in cfg.scales.split(",")]
     except ValueError:
         raise UserError(f"--scales {cfg.scales}: must be numbers, like 1,1.5,2") from None
+    check_inception(cfg)
     device = pick_device(cfg.device)
     _, diffusion, net = load_model(cfg.checkpoint, device)
     labels = pick_labels(net, cfg.num_samples, seed=1000)
@@ -559,15 +595,29 @@ def guidance(cfg: GuidanceConfig) -> None:
         raise UserError(f"--checkpoint {cfg.checkpoint}: is unconditional; guidance needs labels")
     network = load_features("mnist", 0, device)
     reference = reference_features(network, cfg.data_dir)
+    header = ["guidance", "at sigma", "calls", "agreement", "FID, mnist", "precision", "recall"]
+    if cfg.inception:
+        header.append(f"FID, inception-768, n = {cfg.inception:,}")
+        score = judge(load_features("inception", 768, device), cfg.data_dir)
+    evaluated = count_evaluated(net)
+    some, everywhere = (f"{GUIDED[0]:g} to {GUIDED[1]:g}", GUIDED), ("all", (0.0, math.inf))
     rows = []
-    for scale in scales:
-        images = draw(diffusion, net, cfg.num_samples, seed=1000, guidance=scale)
+    for scale, (where, guided) in itertools.product(scales, (some, everywhere)):
+        if scale <= 1 and where != "all":  # which is guided everywhere, whatever the levels
+            continue
+        evaluated.clear()
+        options = {"guidance": scale, "guided": guided, "steps": cfg.steps}
+        images = draw(diffusion, net, cfg.num_samples, seed=1000, **options)
+        calls = sum(evaluated) / cfg.num_samples
         features = extract(network, images, "samples")
         read = network.probabilities(features).argmax(dim=1)
         scores = all_scores(features, reference)
-        cells = [score_text(*scores[metric]) for metric in ("fid", "precision", "recall")]
-        rows.append([f"{scale:g}", f"{(read == labels).float().mean():.4f}", *cells])
-    write_table("guidance", ["guidance", "agreement", "FID, mnist", "precision", "recall"], rows)
+        cells = [f"{scale:g}", where, f"{calls:.0f}", f"{(read == labels).float().mean():.4f}"]
+        cells += [score_text(*scores[metric]) for metric in ("fid", "precision", "recall")]
+        if cfg.inception:
+            cells.append(f"{score(images[: cfg.inception]):.4f}")
+        rows.append(cells)
+    write_table("guidance", header, rows)
 
 
 BENCHMARKS = {

@@ -25,6 +25,9 @@ DEVICES = ("auto", "cuda", "mps", "cpu")
 INCEPTION_DIMS = (64, 192, 768, 2048)
 PRECISIONS = ("auto", "fp32", "bf16")
 
+GUIDANCE = 1.25  # scale; a little more than 1 wherever a class is asked for
+GUIDED = (1.5, 12.0)  # the noise levels sigma at which a class takes shape
+
 IMAGE_SIZE = 28  # pixels a side, of every data set here
 NUM_CLASSES = 10
 
@@ -107,7 +110,11 @@ class SampleConfig:
     label: int | None = setting(None, "class 0-9 (class-conditional models)", low=0, high=9)
     labels: str | None = setting(None, "classes in turn, as in 0,1,2")
     digits: str | None = setting(None, "write this number, as in 31415926, a digit an image")
-    guidance: float = setting(1.0, "1: conditional, 0: unconditional, more: stronger", low=0)
+    guidance: float | None = setting(
+        None, f"1: conditional, 0: unconditional, more: stronger; default {GUIDANCE}", low=0
+    )
+    guided_from: float = setting(GUIDED[0], "lowest noise level sigma guided by more than 1", low=0)
+    guided_to: float = setting(GUIDED[1], "highest noise level guided by more than 1", low=0)
     inpaint: str | None = setting(None, "pictures to complete: `test`, a PNG, folder, .npz, .npy")
     mask: str | None = setting(None, f"what to draw anew ({', '.join(HALVES)}, or a PNG: white)")
     reconstruct: str | None = setting(None, "pictures to encode into noise and to draw from it")
@@ -142,7 +149,11 @@ class EvalConfig:
     spacing: str | None = setting(
         None, "of noise levels; default from the sampler", choices=SPACINGS
     )
-    guidance: float = setting(1.0, "1: conditional, 0: unconditional, more: stronger", low=0)
+    guidance: float | None = setting(
+        None, f"1: conditional, 0: unconditional, more: stronger; default {GUIDANCE}", low=0
+    )
+    guided_from: float = setting(GUIDED[0], "lowest noise level sigma guided by more than 1", low=0)
+    guided_to: float = setting(GUIDED[1], "highest noise level guided by more than 1", low=0)
     seed: int = setting(0, "seed of the samples", low=0, high=2**63 - 1)
     batch_size: int = setting(250, "images in one network call", low=1)
     device: str = setting("auto", "where to compute", choices=DEVICES)
@@ -192,6 +203,9 @@ def check(config: Config) -> Config:
             )
         if not ok or (limits["choices"] and value not in limits["choices"]):
             raise UserError(f"--{f.name} {value}: must be {_describe(f)}")
+    low, high = getattr(config, "guided_from", 0), getattr(config, "guided_to", 0)
+    if low > high:
+        raise UserError(f"--guided_from {low:g}: must be a number <= --guided_to, {high:g}")
     name = getattr(config, "experiment_name", None)
     if name is not None and (not name.strip(".") or set(name) & set("/\\\0\n")):
         raise UserError(f"--experiment_name {name!r}: must be a plain folder name")

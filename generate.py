@@ -111,6 +111,7 @@ def generate(cfg: SampleConfig, device: torch.device) -> None:
         seed=cfg.seed,
         labels=plan.labels,
         guidance=cfg.guidance,
+        guided=(cfg.guided_from, cfg.guided_to),
         batch_size=cfg.batch_size,
         precision=cfg.precision,
         start=plan.start,

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from config import MODEL_TYPES, NUM_CLASSES, TrainConfig
+from config import GUIDANCE, MODEL_TYPES, NUM_CLASSES, TrainConfig
 from models.diffusion import Diffusion
 from models.ResNet import ResNet
 from models.SimpleCNN import SimpleCNN
@@ -23,4 +23,13 @@ def build_model(cfg: TrainConfig) -> nn.Module:
 def build_diffusion(cfg: TrainConfig, device="cpu") -> Diffusion:
     """The process that `cfg` describes."""
     schedule = NoiseSchedule(cfg.schedule, cfg.timesteps)
-    return Diffusion(schedule, cfg.prediction, cfg.t_mean, cfg.t_std, cfg.t_even, device)
+    guidance = GUIDANCE if cfg.label_dropout else 1.0  # who never hid a label cannot leave it out
+    return Diffusion(
+        schedule,
+        cfg.prediction,
+        cfg.t_mean,
+        cfg.t_std,
+        cfg.t_even,
+        guidance=guidance,
+        device=device,
+    )

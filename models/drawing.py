@@ -99,7 +99,7 @@ def make_plan(
         labels = torch.tensor(wanted).repeat(-(-count // len(wanted)))[:count]
     else:  # of given pictures, and of what lies between two seeds, no class is known
         labels = pick_labels(net, count, cfg.seed) if not modes else None
-    if cfg.guidance != 1 and labels is None:
+    if cfg.guidance not in (None, 1) and labels is None:
         why = "no class is asked for" if net.num_classes else "this model is unconditional"
         raise UserError(f"--guidance {cfg.guidance:g}: {why}; must be 1")
 
@@ -199,6 +199,7 @@ def plan_reconstruction(
         spacing=cfg.spacing or SAMPLERS[cfg.sampler].spacing,
         labels=plan.labels,
         guidance=cfg.guidance,
+        guided=(cfg.guided_from, cfg.guided_to),
         batch_size=cfg.batch_size,
         precision=cfg.precision,
     )

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from config import IMAGE_SIZE, UserError
+from config import GUIDED, IMAGE_SIZE, UserError
 from models.diffusion import Denoiser, Diffusion
 from utils.data_loader import to_model_range, to_uint8
 from utils.device import autocast, seeded_generator
@@ -168,8 +168,8 @@ class Sampler:
 
 
 SAMPLERS = {
-    "unipc": Sampler(sample_unipc, "karras", 20),
-    "dpmpp_2m": Sampler(sample_dpmpp_2m, "karras", 20),
+    "unipc": Sampler(sample_unipc, "logsnr", 12),
+    "dpmpp_2m": Sampler(sample_dpmpp_2m, "logsnr", 12),
     "heun": Sampler(sample_heun, "karras", 10),
     "ddim": Sampler(sample_ddim, "linear", 50),
     "ddpm": Sampler(sample_ddpm, "linear", None),
@@ -213,7 +213,8 @@ def sample_images(
     spacing: str | None = None,
     seed: int = 0,
     labels: Tensor | None = None,
-    guidance: float = 1.0,
+    guidance: float | None = None,
+    guided: tuple[float, float] = GUIDED,
     batch_size: int = 250,
     precision: str = "auto",
     start: Tensor | None = None,
@@ -225,6 +226,7 @@ def sample_images(
 
     Args:
         labels: (count,) int64, or None for an unconditional draw.
+        guidance, guided: see `Diffusion.denoiser`; None is the model's own.
         start: (count, 1, 28, 28) standard normal, to begin with in place of the seed's noise.
         share: (r, R) draws only the batches numbered r, r + R, r + 2R, ...
         watch: may wrap the denoiser of each batch, to record the path.
@@ -234,6 +236,7 @@ def sample_images(
     """
     device = next(net.parameters()).device
     steps = check_steps(steps, sampler, diffusion.schedule.timesteps)
+    guidance = diffusion.guidance if guidance is None else guidance
     sigmas = diffusion.schedule.sampling_sigmas(steps, spacing or SAMPLERS[sampler].spacing)
     for first in range(share[0] * batch_size, count, share[1] * batch_size):
         numbers = range(first, min(first + batch_size, count))
@@ -241,7 +244,7 @@ def sample_images(
         def part(value, numbers=numbers):
             return value[numbers].to(device) if isinstance(value, Tensor) else value
 
-        denoise = watch(diffusion.denoiser(net, part(labels), guidance))
+        denoise = watch(diffusion.denoiser(net, part(labels), guidance, guided))
         noise = ImageNoise(seed, numbers, (1, IMAGE_SIZE, IMAGE_SIZE), device)
         x = noise() if start is None else part(start)
         x = x * float((1 + sigmas[0] ** 2).sqrt())  # x0 is unknown: give it unit variance
@@ -260,7 +263,8 @@ def encode_images(
     steps: int,
     spacing: str,
     labels: Tensor | None = None,
-    guidance: float = 1.0,
+    guidance: float | None = None,
+    guided: tuple[float, float] = GUIDED,
     batch_size: int = 250,
     precision: str = "auto",
 ) -> Tensor:
@@ -269,12 +273,13 @@ def encode_images(
     Called there with the same steps and spacing; the more steps, the closer they come back.
     """
     device = next(net.parameters()).device
+    guidance = diffusion.guidance if guidance is None else guidance
     sigmas = diffusion.schedule.sampling_sigmas(steps, spacing)
     parts = []
     for numbers in torch.arange(len(images)).split(batch_size):
         y = None if labels is None else labels[numbers].to(device)
         with autocast(device, precision):
             x0 = to_model_range(images[numbers].to(device))
-            x = encode(diffusion.denoiser(net, y, guidance), x0, sigmas)
+            x = encode(diffusion.denoiser(net, y, guidance, guided), x0, sigmas)
         parts.append((x / float((1 + sigmas[0] ** 2).sqrt())).cpu())
     return torch.cat(parts)

@@ -1,6 +1,7 @@
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -163,9 +164,14 @@ def test_a_checkpoint_comes_back_as_it_was(own_folder):
 def test_export_keeps_what_sampling_needs(cli, own_folder):
     config = vars(TrainConfig(data_dir="/home/me"))
     state = {"config": config, "ema": {"w": torch.ones(2)}, "optimizers": {"big": 1}}
-    save_checkpoint(own_folder / "in.pth", state)
-    status, _, _ = cli("utils.checkpoint", "in.pth", "out.pth")
+    Path("run").mkdir()
+    save_checkpoint(Path("run/model_epoch_9.pth"), {**state, "ema": {}})
+    save_checkpoint(Path("run/model_epoch_10.pth"), state)
+    status, _, _ = cli("utils.checkpoint", "run", "out.pth")  # a folder is its last checkpoint
     assert status == 0
+    whole = Path("out.pth").read_bytes()
+    assert cli("utils.checkpoint", "run/model_epoch_10.pth", "out.pth")[0] == 0
+    assert Path("out.pth").read_bytes() == whole
     small = torch.load(own_folder / "out.pth", weights_only=True)
     assert set(small) == {"format", "version", "config", "ema"}
     assert small["config"]["data_dir"] == "./data"

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from config import PREDICTIONS
+from config import GUIDANCE, PREDICTIONS, TrainConfig
+from models import build_diffusion
 from models import diffusion as D
 from models.diffusion import Diffusion
 from utils.noise_scheduler import NoiseSchedule
@@ -121,3 +122,20 @@ def test_other_guidance_extrapolates_in_one_batch_of_both():
     x0_hat = denoise(torch.zeros(2, 1, 4, 4), SCHEDULE.sigmas[5])
     torch.testing.assert_close(x0_hat[:, 0, 0, 0], torch.tensor([-0.2, 0.2]))
     assert net.calls == [4]
+
+
+def test_a_network_that_never_hid_a_label_is_not_guided_by_default():
+    assert build_diffusion(TrainConfig(label_dropout=0.0)).guidance == 1
+    assert build_diffusion(TrainConfig()).guidance == GUIDANCE > 1
+
+
+def test_guidance_above_1_is_kept_to_its_noise_levels_and_below_1_is_not():
+    labels, x, t = torch.tensor([3, 7]), torch.zeros(2, 1, 4, 4), 25
+    below, inside, above = SCHEDULE.sigmas[t - 1 : t + 2]
+    guided = (float(inside), float(inside))  # both ends belong to it
+    for guidance, inner, outer in ((2.0, [-0.2, 0.2], [0.15, 0.35]), (0.0, [0.5] * 2, [0.5] * 2)):
+        net = Labelled()
+        denoise = make("x0").denoiser(net, labels, guidance, guided)
+        for sigma, expected in ((below, outer), (inside, inner), (above, outer)):
+            torch.testing.assert_close(denoise(x, sigma)[:, 0, 0, 0], torch.tensor(expected))
+        assert net.calls == ([2, 4, 2] if guidance else [2, 2, 2])

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from config import SAMPLERS
-from generate import load_model
+from config import GUIDANCE, SAMPLERS
+from generate import count_evaluated, load_model
 from models.drawing import pick_labels
 from tests.conftest import ROOT, TINY, same, shell
 from utils.classifier import MNISTClassifier
@@ -61,7 +61,8 @@ def test_train_generate_validate(cli, own_folder, model_type):
     scores = json.loads((Path("outputs") / name / "scores_mnist_100.json").read_text())
     assert scores["n"] == 100 and scores["features"] == "mnist"
     assert scores["fid"] > scores["fid_floor"] > 0 and scores["kid"] > 5 * scores["kid_spread"]
-    assert scores["steps"] == scores["network_calls"] == 20 and scores["sampler"] == "unipc"
+    assert scores["steps"] == 12 and scores["sampler"] == "unipc"
+    assert scores["network_calls"] == 16 and scores["guidance"] == 1.25  # at 4 of the levels
     assert (Path("outputs") / name / "scores_mnist_100.png").exists()
     other = {"unet": "cnn", "cnn": "resnet", "resnet": "unet"}[model_type]
     status, _, stderr = cli("validation", *scored, "--model_type", other)
@@ -155,6 +156,7 @@ def test_conditional_training_and_labels(cli, refuses, monkeypatch, small_synthe
 
     monkeypatch.setattr("validation.train_classifier", quickly)
     score = ["--num_samples", 100, "--steps", 3, "--guidance", 2, "--tstr", "--json", "out.json"]
+    score += ["--guided_from", 0, "--guided_to", 1e9]
     status, stdout, stderr = cli("validation", *name, *score)
     assert status == 0 and "agrees" in stdout, stderr
     scores = json.loads(Path("out.json").read_text())
@@ -214,6 +216,7 @@ def test_an_untrained_checkpoint_and_every_sampler(cli, tiny_checkpoint):
         (["--label", "-1"], ("--label -1",)),
         (["--guidance", "2"], ("--guidance 2", "unconditional")),
         (["--guidance", "nan"], ("--guidance nan",)),
+        (["--guided_from", "20"], ("--guided_from 20", "--guided_to")),
         (["--output", "/dev/null/x.png"], ("/dev/null", "cannot be written")),
         (["--output", "."], (".", "folder")),
         (["--device", "tpu"], ("--device tpu", "cpu")),
@@ -332,10 +335,45 @@ def test_the_tables_of_the_readme(cli, refuses, monkeypatch, small_synthetic):
     rows = [line.strip("| ").split(" | ") for line in stdout.splitlines() if line[:2] == "| "]
     table = {row[0]: row[1:] for row in rows}
     assert status == 0 and list(table)[2:] == ["real training images", "cnn", "other", "few"]
-    assert table["cnn"][:3] == ["0.46 M", "20 min", "20"] and table["few"][-1] == "-"
+    assert table["cnn"][:3] == ["0.46 M", "20 min", "15"] and table["few"][-1] == "-"
     distance = {name: float(row[-2].split()[0]) for name, row in list(table.items())[2:]}
     assert distance["cnn"] > distance["real training images"] and distance["few"] > 0
     refuses("benchmark", "compare", "--sizes", "1", words=("--sizes 1", ">= 2"))
+
+
+def test_samplers_and_guidance_get_the_calls_they_are_said_to(cli, monkeypatch, small_synthetic):
+    import benchmark
+
+    monkeypatch.setattr(
+        benchmark, "load_dataset", lambda name, *rest: load_dataset("synthetic", *rest)
+    )
+    plain, drawn = benchmark.draw, {}
+
+    def counted(diffusion, net, count, **options):
+        evaluated = count_evaluated(net)
+        images = plain(diffusion, net, count, **options)
+        drawn[options["sampler"], options["guidance"]] = sum(evaluated) / count
+        return images
+
+    with monkeypatch.context() as patch:
+        patch.setattr(benchmark, "draw", counted)
+        flags = ["--checkpoint", ROOT / "checkpoints/pretrained/cnn.pth", "--num_samples", 40]
+        status, stdout, stderr = cli("benchmark", "samplers", *flags, "--calls", "8")
+        assert status == 0 and stdout.count("| unipc, logsnr") == 2, stderr
+        assert set(drawn) == {(name, 1.0) for name in SAMPLERS} | {("unipc", GUIDANCE)}
+        assert all(calls == 8 for calls in drawn.values()), drawn
+        drawn.clear()
+        again = cli("benchmark", "samplers", *flags, "--calls", "8")[1]
+        assert not drawn and again.splitlines()[:9] == stdout.splitlines()[:9]
+
+    status, stdout, _ = cli("benchmark", "guidance", *flags, "--scales", "0,2", "--steps", 6)
+    rows = [line.strip("| ").split(" | ") for line in stdout.splitlines()[3:6]]
+    assert [row[:3] for row in rows] == [
+        ["0", "all", "6"],
+        ["2", "1.5 to 12", "7"],
+        ["2", "all", "12"],
+    ]
+    assert float(rows[0][3]) < 0.5 < float(rows[2][3])  # agreement with the labels
 
 
 def test_time_to_quality(cli, refuses, small_synthetic, monkeypatch):
@@ -370,7 +408,7 @@ def test_speeds(cli, own_folder):
     shutil.copy(ROOT / "checkpoints/pretrained/cnn.pth", "checkpoints/pretrained")
     status, stdout, _ = cli("benchmark", "sample", "--num_samples", 2)
     row = next(line.split(" | ") for line in stdout.splitlines() if line.startswith("| cnn"))
-    assert status == 0 and row[1] == "20" and row[3] == "300" and float(row[5].split()[0]) > 5
+    assert status == 0 and row[1] == "15" and row[3] == "300" and float(row[5].split()[0]) > 5
     status, stdout, _ = cli("benchmark", "train", "--profile")
     share = re.search(r"(\d+)% of the best .* matrix product", stdout)
     assert status == 0 and 0 < int(share[1]) <= 100

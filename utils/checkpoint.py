@@ -123,8 +123,13 @@ def remove_leftovers(folder: Path) -> None:
 
 def main() -> None:
     if len(sys.argv) != 3:
-        raise UserError("usage: python -m utils.checkpoint IN.pth OUT.pth")
-    checkpoint = load_checkpoint(sys.argv[1], flag="IN")
+        raise UserError(
+            "usage: python -m utils.checkpoint IN OUT.pth, with IN a .pth or a run's folder"
+        )
+    path = Path(sys.argv[1])
+    if path.is_dir():  # a run's folder: its last checkpoint
+        path = next(iter(list_checkpoints(path)[-1:]), path)
+    checkpoint = load_checkpoint(path, flag="IN")
     half = {name: weight.half() for name, weight in checkpoint["ema"].items()}
     config = {**vars(checkpoint["config"]), "data_dir": TrainConfig.data_dir}  # nobody else's path
     save_checkpoint(Path(sys.argv[2]), {"config": config, "ema": half})

@@ -34,7 +34,7 @@ def linear_alpha_bar(timesteps: int) -> torch.Tensor:
 
 TensorMap = Callable[[torch.Tensor], torch.Tensor]
 
-SIGMA_START = 50.0  # where spacings in sigma begin; images in [-1, 1] leave a trace below it
+SIGMA_START = 20.0  # where spacings in sigma begin; images in [-1, 1] leave a trace below it
 
 ALPHA_BARS: dict[str, Callable[[int], torch.Tensor]] = {
     "cosine": cosine_alpha_bar,
