@@ -242,17 +242,24 @@ class QualityConfig:
     data_dir: str = setting("./data", "where MNIST is, or is downloaded to")
 
     def training(self, seed: int) -> TrainConfig:
-        """The settings of one run: main.py's defaults but for `settings`, within the budget."""
-        return dataclasses.replace(
-            parse(TrainConfig, "", shlex.split(self.settings)),
-            model_type=self.model_type,
-            max_minutes=self.max_minutes,
-            epochs=100_000,
-            sample_every=0,
-            seed=seed,
-            device=self.device,
-            data_dir=self.data_dir,
-        )
+        """The settings of one run: main.py's defaults but for `settings`, within the budget.
+
+        Raises UserError on bad ones, and on those that the benchmark chooses itself.
+        """
+        own = {
+            "model_type": self.model_type,
+            "max_minutes": self.max_minutes,
+            "epochs": 100_000,
+            "sample_every": 0,
+            "seed": seed,
+            "device": self.device,
+            "data_dir": self.data_dir,
+        }
+        flags = shlex.split(self.settings)
+        for flag in flags:
+            if flag.removeprefix("--").split("=")[0] in own:
+                raise UserError(f"--settings {flag}: is the benchmark's own to choose")
+        return dataclasses.replace(parse(TrainConfig, "", flags), **own)
 
 
 def draw(diffusion: Diffusion, net: nn.Module, count: int, seed: int, **options) -> Tensor:

@@ -401,6 +401,7 @@ def test_time_to_quality(cli, refuses, small_synthetic, monkeypatch):
     assert "as measured before" in said["reached"] and "minutes, 1 seeds" in said["reached"]
     assert "1 of 1 seeds missed it" in said["missed"]
     refuses("benchmark", "train", "--settings", "--lr 7", words=("--lr 7", "<= 1"))
+    refuses("benchmark", "train", "--settings", "--seed 7", words=("--settings --seed", "own"))
 
 
 def test_speeds(cli, own_folder):
