@@ -545,7 +545,7 @@ def samplers(cfg: SamplersConfig) -> None:
     known = json.loads(path.read_text()) if path.exists() else {}
     curves: dict[str, dict[str, dict[int, float]]] = {name: {} for name, _, _ in spaces}
     entries = [(name, 1.0) for name in SAMPLER_NAMES] + [(SampleConfig.sampler, diffusion.guidance)]
-    for sampler, guidance in entries:
+    for sampler, guidance in dict.fromkeys(entries):  # an unguided network's two are one
         if cfg.sampler not in (None, sampler):
             continue
         spacing = cfg.spacing or SAMPLERS[sampler].spacing
@@ -556,8 +556,8 @@ def samplers(cfg: SamplersConfig) -> None:
                 continue
             keys = [f"{row}, {steps} steps, {n} {name}" for name, n, _ in spaces]
             if not set(keys) <= set(known):
-                options = {"sampler": sampler, "spacing": spacing, "steps": steps}
-                options["guidance"] = guidance
+                options = {"sampler": sampler, "spacing": spacing}
+                options |= {"steps": steps, "guidance": guidance}
                 # a seed of its own: what is chosen by these scores is reported by others
                 images = draw(diffusion, net, cfg.num_samples, seed=1000, **options)
                 for key, (_, n, score) in zip(keys, spaces, strict=True):

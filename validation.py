@@ -73,8 +73,7 @@ def draw_candidate(cfg: EvalConfig, path: Path, device: torch.device) -> Candida
     spacing = cfg.spacing or SAMPLERS[cfg.sampler].spacing
     options = {"sampler": cfg.sampler, "steps": steps, "spacing": spacing}
     guidance = diffusion.guidance if cfg.guidance is None else cfg.guidance
-    options |= {"seed": cfg.seed, "guidance": 1.0 if labels is None else guidance}
-    options["guided"] = (cfg.guided_from, cfg.guided_to)
+    options |= {"seed": cfg.seed, "guidance": guidance, "guided": (cfg.guided_from, cfg.guided_to)}
     evaluated = count_evaluated(net)  # by this process
     images = draw_images(
         diffusion,

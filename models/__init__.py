@@ -23,7 +23,8 @@ def build_model(cfg: TrainConfig) -> nn.Module:
 def build_diffusion(cfg: TrainConfig, device="cpu") -> Diffusion:
     """The process that `cfg` describes."""
     schedule = NoiseSchedule(cfg.schedule, cfg.timesteps)
-    guidance = GUIDANCE if cfg.label_dropout else 1.0  # who never hid a label cannot leave it out
+    # a network that never hid a label cannot leave it out
+    guidance = GUIDANCE if cfg.class_conditional and cfg.label_dropout else 1.0
     return Diffusion(
         schedule,
         cfg.prediction,

@@ -226,7 +226,7 @@ def sample_images(
 
     Args:
         labels: (count,) int64, or None for an unconditional draw.
-        guidance, guided: see `Diffusion.denoiser`; None is the model's own.
+        guidance, guided: see `Diffusion.denoiser`.
         start: (count, 1, 28, 28) standard normal, to begin with in place of the seed's noise.
         share: (r, R) draws only the batches numbered r, r + R, r + 2R, ...
         watch: may wrap the denoiser of each batch, to record the path.
@@ -236,7 +236,6 @@ def sample_images(
     """
     device = next(net.parameters()).device
     steps = check_steps(steps, sampler, diffusion.schedule.timesteps)
-    guidance = diffusion.guidance if guidance is None else guidance
     sigmas = diffusion.schedule.sampling_sigmas(steps, spacing or SAMPLERS[sampler].spacing)
     for first in range(share[0] * batch_size, count, share[1] * batch_size):
         numbers = range(first, min(first + batch_size, count))
@@ -273,7 +272,6 @@ def encode_images(
     Called there with the same steps and spacing; the more steps, the closer they come back.
     """
     device = next(net.parameters()).device
-    guidance = diffusion.guidance if guidance is None else guidance
     sigmas = diffusion.schedule.sampling_sigmas(steps, spacing)
     parts = []
     for numbers in torch.arange(len(images)).split(batch_size):

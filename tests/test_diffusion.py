@@ -126,6 +126,7 @@ def test_other_guidance_extrapolates_in_one_batch_of_both():
 
 def test_a_network_that_never_hid_a_label_is_not_guided_by_default():
     assert build_diffusion(TrainConfig(label_dropout=0.0)).guidance == 1
+    assert build_diffusion(TrainConfig(class_conditional=False)).guidance == 1
     assert build_diffusion(TrainConfig()).guidance == GUIDANCE > 1
 
 
