@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from config import TrainConfig, UserError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, WITH_PATH
 from utils.checkpoint import (
     list_checkpoints,
     load_checkpoint,
@@ -24,7 +24,7 @@ from config import TrainConfig
 from utils.checkpoint import load_checkpoint, save_checkpoint
 
 torch.set_num_threads(1)  # a fork does not take the thread pool along
-path, temporary = Path("model_epoch_0.pth"), Path(".model_epoch_0.pth.tmp")
+path = Path("model_epoch_0.pth")
 
 def save(n):
     state = {"config": vars(TrainConfig()), "ema": {"w": torch.full((2_000_000,), float(n))}}
@@ -38,6 +38,7 @@ for _ in range(12):
     if child == 0:
         for n in range(1, 10**9):
             save(n)
+    temporary = Path(f".model_epoch_0.pth.{child}.tmp")
     while not temporary.exists():  # a write has begun
         pass
     time.sleep(0.01 * random.random())
@@ -75,6 +76,22 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(own_folder, monkeypatch
     with pytest.raises(UserError, match="No space left"):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old" and list(own_folder.iterdir()) == [path]
+
+
+def test_processes_that_write_one_file_do_not_disturb_each_other(own_folder):
+    code = (
+        "from pathlib import Path\nfrom utils.files import write_atomically\n"
+        "for _ in range(100): write_atomically(Path('a.bin'), b'x' * 100_000)"
+    )
+    writers = [
+        subprocess.Popen([sys.executable, "-c", code], env=WITH_PATH, stderr=subprocess.PIPE)
+        for _ in range(3)
+    ]
+    for writer in writers:
+        _, stderr = writer.communicate(timeout=100)
+        assert writer.returncode == 0, stderr
+    assert [path.name for path in own_folder.iterdir()] == ["a.bin"]
+    assert Path("a.bin").read_bytes() == b"x" * 100_000
 
 
 def test_a_folder_that_cannot_be(own_folder):
