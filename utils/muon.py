@@ -20,7 +20,8 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tenso
     a, b, c = COEFFICIENTS
     for _ in range(ITERATIONS):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b gram + c gram^2
+        x = torch.baddbmm(x, polynomial, x, beta=a)  # a x + polynomial x
     return (x.mT if tall else x).float()
 
 
@@ -51,23 +52,26 @@ class Muon(torch.optim.Optimizer):
     def step(self) -> None:
         """Update every weight that has a gradient."""
         for group in self.param_groups:
-            by_shape: dict[tuple, list[Tensor]] = {}
-            for p in group["params"]:
-                if p.grad is not None:
-                    by_shape.setdefault((p.shape[0], p[0].numel()), []).append(p)
-            for shape, params in by_shape.items():  # many small products as a few larger ones
-                updates = orthogonalize(
-                    torch.stack([self._direction(p, group) for p in params]), self.dtype
-                )
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
+            by_shape: dict[tuple, list[tuple[Tensor, Tensor]]] = {}
+            for p, direction in zip(params, self._directions(params, group), strict=True):
+                matrix = direction.reshape(len(p), -1)
+                by_shape.setdefault(matrix.shape, []).append((p, matrix))
+            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+            for shape, pairs in by_shape.items():  # many small products as a few larger ones
+                alike, matrices = zip(*pairs, strict=True)
+                updates = orthogonalize(torch.stack(matrices), self.dtype)
+                updates = [update.view(p.shape) for p, update in zip(alike, updates, strict=True)]
                 scale = -group["lr"] * 0.2 * max(shape) ** 0.5  # root mean square as of AdamW
-                for p, update in zip(params, updates, strict=True):
-                    p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.add_(update.view(p.shape), alpha=scale)
+                torch._foreach_add_(alike, updates, alpha=scale)
 
-    def _direction(self, p: Tensor, group: dict) -> Tensor:
-        """Nesterov momentum of p's gradients, as a matrix."""
-        state = self.state[p]
-        if not state:
-            state["momentum"] = torch.zeros_like(p)
-        momentum = state["momentum"].lerp_(p.grad, 1 - group["momentum"])
-        return p.grad.lerp(momentum, group["momentum"]).reshape(len(p), -1)
+    def _directions(self, params: list[Tensor], group: dict) -> list[Tensor]:
+        """Nesterov momentum of the gradients."""
+        for p in params:
+            if not self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+        gradients, momenta = [p.grad for p in params], [self.state[p]["momentum"] for p in params]
+        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+        return torch._foreach_lerp(gradients, momenta, group["momentum"])
