@@ -388,8 +388,8 @@ def gemm_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 def profile(cfg: QualityConfig) -> None:
     """What one training step spends its time on, and its share of the machine's GEMM rate."""
-    device = pick_device(cfg.device)
     training = cfg.training(0)
+    device = pick_device(cfg.device, tf32=training.precision == "tf32")
     labels = torch.zeros(60_000, dtype=torch.long, device=device)
     trainer = Trainer(training, labels, device, FOLDER)
     x0 = to_model_range(torch.randint(256, (training.batch_size, 1, 28, 28), dtype=torch.uint8))

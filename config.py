@@ -74,14 +74,16 @@ class TrainConfig:
     seed: int = setting(0, "seed of weights, data order and noise", low=0, high=2**63 - 1)
 
     device: str = setting("auto", "where to compute", choices=DEVICES)
-    precision: str = setting("auto", "auto: bf16 where that is fast", choices=PRECISIONS)
-    compile: bool = setting(False, "torch.compile the network (CUDA)")
+    precision: str = setting(
+        "auto", "auto: bf16 where that is fast; tf32: CUDA", choices=(*PRECISIONS, "tf32")
+    )
+    compile: bool = setting(False, "torch.compile the network, as CUDA graphs")
     deterministic: bool = setting(False, "on CUDA too, the same seed gives the same weights")
 
     experiment_name: str | None = setting(None, "folder name; default from the settings")
     save_every: float = setting(10.0, "minutes between checkpoints inside an epoch", above=0)
     keep: int = setting(3, "how many of the last checkpoints stay", low=1)
-    sample_every: int = setting(1, "epochs between sample grids (0: only at the end)", low=0)
+    sample_every: int = setting(1, "epochs between pictures (0: only at the end)", low=0)
 
     def experiment(self) -> str:
         """The run's folder name under checkpoints/, outputs/ and runs/."""
@@ -120,7 +122,9 @@ class SampleConfig:
     reconstruct: str | None = setting(None, "pictures to encode into noise and to draw from it")
     interpolate: str | None = setting(None, "two seeds, as in 3,4, to draw what lies between")
     data_dir: str = setting("./data", "where the pictures of `test` are, or are downloaded to")
-    batch_size: int = setting(250, "images in one network call", low=1)
+    batch_size: int | None = setting(
+        None, "images in one network call; default 250, on a GPU 1000", low=1
+    )
     device: str = setting("auto", "where to compute", choices=DEVICES)
     precision: str = setting("auto", "auto: bf16 where that is fast", choices=PRECISIONS)
     output: str = setting("outputs/samples.png", "PNG grid to write")
@@ -155,7 +159,9 @@ class EvalConfig:
     guided_from: float = setting(GUIDED[0], "lowest noise level sigma guided by more than 1", low=0)
     guided_to: float = setting(GUIDED[1], "highest noise level guided by more than 1", low=0)
     seed: int = setting(0, "seed of the samples", low=0, high=2**63 - 1)
-    batch_size: int = setting(250, "images in one network call", low=1)
+    batch_size: int | None = setting(
+        None, "images in one network call; default 250, on a GPU 1000", low=1
+    )
     device: str = setting("auto", "where to compute", choices=DEVICES)
     precision: str = setting("auto", "auto: bf16 where that is fast", choices=PRECISIONS)
     dataset: str = setting("mnist", "reference for --images", choices=DATASETS)

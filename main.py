@@ -79,7 +79,8 @@ class Trainer:
         if cfg.class_conditional:
             counts = labels.bincount(minlength=NUM_CLASSES)
             self.net.condition.label_shares.copy_(counts / len(labels))
-        self.compiled = torch.compile(self.net) if cfg.compile else self.net
+        # replayed as CUDA graphs: launching the kernels one by one takes longer than they do
+        self.compiled = torch.compile(self.net, mode="reduce-overhead") if cfg.compile else self.net
         if distributed.size() > 1:  # averages the gradients
             self.compiled = DistributedDataParallel(self.compiled, broadcast_buffers=False)
         self.ema = EMA(self.net, cfg.ema_length)
@@ -229,7 +230,7 @@ def train(cfg: TrainConfig, watch: Callable[[Trainer], None] = lambda trainer: N
     `watch` is called after every report, on the run's time but not on its `minutes`.
     Raises UserError when another run holds the folder, and SystemExit after SIGINT or SIGTERM.
     """
-    device, name = pick_device(cfg.device), cfg.experiment()
+    device, name = pick_device(cfg.device, tf32=cfg.precision == "tf32"), cfg.experiment()
     checkpoints, outputs, runs = (
         writable_folder(Path(top) / name) for top in ("checkpoints", "outputs", "runs")
     )
@@ -281,10 +282,10 @@ def start_logs(
 
 
 def draw_progress(trainer: Trainer, outputs: Path, logger: TensorBoardLogger) -> None:
-    """At the end of an epoch: the loss curve and, every `sample_every`, a grid of samples."""
-    save_figure(outputs / "loss.png", plot_loss(trainer.history))
+    """At the end of every `sample_every`-th epoch: the loss curve and a grid of samples."""
     every = trainer.cfg.sample_every
     if trainer.progress >= 1 or (every and (trainer.epoch + 1) % every == 0):
+        save_figure(outputs / "loss.png", plot_loss(trainer.history))
         grid = trainer.sample_grid()
         save_png(outputs / f"samples_epoch_{trainer.epoch}.png", grid)
         logger.grid(trainer.step, "samples", grid)

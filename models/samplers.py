@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from config import GUIDED, IMAGE_SIZE, UserError
 from models.diffusion import Denoiser, Diffusion
 from utils.data_loader import to_model_range, to_uint8
-from utils.device import autocast, seeded_generator
+from utils.device import autocast, sampling_batch, seeded_generator
 
 Noise = Callable[[], Tensor]
 
@@ -215,7 +215,7 @@ def sample_images(
     labels: Tensor | None = None,
     guidance: float | None = None,
     guided: tuple[float, float] = GUIDED,
-    batch_size: int = 250,
+    batch_size: int | None = None,
     precision: str = "auto",
     start: Tensor | None = None,
     share: tuple[int, int] = (0, 1),
@@ -235,6 +235,7 @@ def sample_images(
     Raises UserError when `steps` is more than T.
     """
     device = next(net.parameters()).device
+    batch_size = batch_size or sampling_batch(device)
     steps = check_steps(steps, sampler, diffusion.schedule.timesteps)
     sigmas = diffusion.schedule.sampling_sigmas(steps, spacing or SAMPLERS[sampler].spacing)
     for first in range(share[0] * batch_size, count, share[1] * batch_size):
@@ -264,7 +265,7 @@ def encode_images(
     labels: Tensor | None = None,
     guidance: float | None = None,
     guided: tuple[float, float] = GUIDED,
-    batch_size: int = 250,
+    batch_size: int | None = None,
     precision: str = "auto",
 ) -> Tensor:
     """Images (N, 1, 28, 28) uint8 -> the noise from which `sample_images(start=noise)` draws them.
@@ -272,6 +273,7 @@ def encode_images(
     Called there with the same steps and spacing; the more steps, the closer they come back.
     """
     device = next(net.parameters()).device
+    batch_size = batch_size or sampling_batch(device)
     sigmas = diffusion.schedule.sampling_sigmas(steps, spacing)
     parts = []
     for numbers in torch.arange(len(images)).split(batch_size):
