@@ -51,7 +51,7 @@ class TrainConfig:
     model_type: str = setting("unet", "noise predictor", choices=MODEL_TYPES)
     width: int | None = setting(None, "base channels; default 64, resnet 96", low=4, high=1024)
     class_conditional: bool = setting(True, "tell the network which class an image is of")
-    label_dropout: float = setting(0.1, "share of labels hidden for guidance", low=0, high=1)
+    label_dropout: float = setting(0.05, "share of labels hidden for guidance", low=0, high=1)
 
     timesteps: int = setting(300, "number of noise levels T", low=2, high=10_000)
     schedule: str = setting("cosine", "noise schedule", choices=SCHEDULES)
