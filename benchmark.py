@@ -41,8 +41,8 @@ from config import (
     GUIDED,
     INCEPTION_DIMS,
     MODEL_TYPES,
+    SAMPLER,
     SPACINGS,
-    SampleConfig,
     TrainConfig,
     UserError,
     parse,
@@ -389,7 +389,7 @@ def gemm_rate(device: torch.device, dtype: torch.dtype) -> float:
 def profile(cfg: QualityConfig) -> None:
     """What one training step spends its time on, and its share of the machine's GEMM rate."""
     training = cfg.training(0)
-    device = pick_device(cfg.device, tf32=training.precision == "tf32")
+    device = pick_device(cfg.device, training.precision)
     labels = torch.zeros(60_000, dtype=torch.long, device=device)
     trainer = Trainer(training, labels, device, FOLDER)
     x0 = to_model_range(torch.randint(256, (training.batch_size, 1, 28, 28), dtype=torch.uint8))
@@ -445,7 +445,7 @@ def sample(cfg: SpeedConfig) -> None:
     rows = []
     for name, trained, diffusion, net in shipped_networks(pick_device(cfg.device)):
         _, rate, calls = draw_timed(diffusion, net, cfg.num_samples)
-        slow = {"sampler": "ddpm", "steps": trained.timesteps, "guidance": 1.0}
+        slow = {"sampler": "ddpm", "steps": trained.timesteps}
         _, slow_rate, slow_calls = draw_timed(diffusion, net, cfg.num_samples, **slow)
         times = [f"{calls:.0f}", f"{rate:.1f}", f"{slow_calls:.0f}", f"{slow_rate:.2f}"]
         rows.append([name, *times, f"{rate / slow_rate:.1f}"])
@@ -544,7 +544,7 @@ def samplers(cfg: SamplersConfig) -> None:
     path = FOLDER / f"samplers_{content_hash(Path(cfg.checkpoint).read_bytes())}.json"
     known = json.loads(path.read_text()) if path.exists() else {}
     curves: dict[str, dict[str, dict[int, float]]] = {name: {} for name, _, _ in spaces}
-    entries = [(name, 1.0) for name in SAMPLER_NAMES] + [(SampleConfig.sampler, diffusion.guidance)]
+    entries = [(name, 1.0) for name in SAMPLER_NAMES] + [(SAMPLER, diffusion.guidance)]
     for sampler, guidance in dict.fromkeys(entries):  # an unguided network's two are one
         if cfg.sampler not in (None, sampler):
             continue
@@ -575,12 +575,15 @@ def samplers(cfg: SamplersConfig) -> None:
     save_figure(FOLDER / "samplers.png", plot_sampler_curves(curves))
 
 
+ABOVE_GUIDED = (GUIDED[1], 12.0)  # to show what guidance does there
+
+
 @dataclass(frozen=True)
 class GuidanceConfig:
     """Which scales to try on which model."""
 
     checkpoint: str = setting("checkpoints/pretrained/unet.pth", "the model to sample from")
-    scales: str = setting("0,1,1.25,1.5,2,3,4", "guidance scales")
+    scales: str = setting("0,1,1.5,2,3,4", "guidance scales")
     steps: int | None = setting(None, "sampling steps; default from the sampler", low=1)
     inception: int | None = setting(None, "score N of them by Inception as well (768)", low=40)
     num_samples: int = setting(2000, "images for each scale", low=40)
@@ -607,9 +610,9 @@ def guidance(cfg: GuidanceConfig) -> None:
         header.append(f"FID, inception-768, n = {cfg.inception:,}")
         score = judge(load_features("inception", 768, device), cfg.data_dir)
     evaluated = count_evaluated(net)
-    some, everywhere = (f"{GUIDED[0]:g} to {GUIDED[1]:g}", GUIDED), ("all", (0.0, math.inf))
     rows = []
-    for scale, (where, guided) in itertools.product(scales, (some, everywhere)):
+    for scale, guided in itertools.product(scales, (GUIDED, ABOVE_GUIDED, (0.0, math.inf))):
+        where = "all" if guided[1] == math.inf else f"{guided[0]:g} to {guided[1]:g}"
         if scale <= 1 and where != "all":  # which is guided everywhere, whatever the levels
             continue
         evaluated.clear()

@@ -230,7 +230,7 @@ def train(cfg: TrainConfig, watch: Callable[[Trainer], None] = lambda trainer: N
     `watch` is called after every report, on the run's time but not on its `minutes`.
     Raises UserError when another run holds the folder, and SystemExit after SIGINT or SIGTERM.
     """
-    device, name = pick_device(cfg.device, tf32=cfg.precision == "tf32"), cfg.experiment()
+    device, name = pick_device(cfg.device, cfg.precision), cfg.experiment()
     checkpoints, outputs, runs = (
         writable_folder(Path(top) / name) for top in ("checkpoints", "outputs", "runs")
     )

@@ -11,13 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from config import HALVES, IMAGE_SIZE, SampleConfig, TrainConfig, UserError
+from config import HALVES, IMAGE_SIZE, SAMPLER, SampleConfig, TrainConfig, UserError
 from models.diffusion import Diffusion
 from models.samplers import SAMPLERS, ImageNoise, check_steps, encode_images
 from utils.data_loader import load_dataset, to_model_range, to_uint8
 from utils.files import load_images
 
 MODES = ("digits", "inpaint", "reconstruct", "interpolate")
+STILL = "unipc"  # a sampler that adds no noise: what is drawn is a function of where it starts
+OPTIONS = {"eta": ("ddim", "dpmpp_2m_sde"), "churn": ("heun",)}  # and the samplers that have them
 GREY = 96  # shown where a picture is to be completed
 
 
@@ -59,6 +61,7 @@ class Plan:
         count: of images.
         labels: (count,), or None for an unconditional draw.
         sampler, options: its name, and its own arguments.
+        guidance: its scale.
         start: (count, 1, 28, 28) noise to begin with, or None for the seed's.
         above: pictures (count, 1, 28, 28) uint8 to show above the drawn ones, a row each.
         columns: of the grid; None for a square one.
@@ -69,6 +72,7 @@ class Plan:
     labels: Tensor | None
     sampler: str
     options: dict
+    guidance: float
     start: Tensor | None = None
     above: list[Tensor] = field(default_factory=list)
     columns: int | None = None
@@ -84,10 +88,14 @@ def make_plan(
         raise UserError(f"--{modes[0]} and --{modes[1]}: only one of them at a time")
     if (cfg.mask is None) != (cfg.inpaint is None):
         raise UserError("--inpaint and --mask: each needs the other")
-    for name, sampler in (("eta", "ddim"), ("churn", "heun")):
-        if getattr(cfg, name) and cfg.sampler != sampler:
-            raise UserError(f"--{name} {getattr(cfg, name):g}: only --sampler {sampler} has it")
-    own = {"ddim": {"eta": cfg.eta}, "heun": {"churn": cfg.churn}}.get(cfg.sampler, {})
+    sampler = cfg.sampler or (STILL if cfg.interpolate or cfg.reconstruct else SAMPLER)
+    own = {}
+    for name, samplers in OPTIONS.items():
+        value = getattr(cfg, name)
+        if sampler in samplers and value is not None:
+            own[name] = value
+        elif value:
+            raise UserError(f"--{name} {value:g}: only --sampler {' or '.join(samplers)} has it")
 
     wanted = wanted_labels(cfg, net)
     count = len(wanted) if cfg.digits else cfg.num_samples
@@ -103,7 +111,8 @@ def make_plan(
         why = "no class is asked for" if net.num_classes else "this model is unconditional"
         raise UserError(f"--guidance {cfg.guidance:g}: {why}; must be 1")
 
-    plan = Plan(count, labels, cfg.sampler, own)
+    guidance = cfg.guidance if cfg.guidance is not None else diffusion.guidance if wanted else 1.0
+    plan = Plan(count, labels, sampler, own, guidance)
     if cfg.digits:
         plan.columns, plan.padding = count, 0
     elif cfg.interpolate:
@@ -153,7 +162,7 @@ def load_mask(mask: str) -> Tensor:
 
 def plan_inpainting(plan: Plan, cfg: SampleConfig, pictures: Tensor) -> None:
     """Rows: the picture, what is known of it, what is drawn."""
-    if cfg.sampler != SampleConfig.sampler:
+    if cfg.sampler:
         raise UserError(f"--sampler {cfg.sampler}: --inpaint has a sampler of its own, RePaint")
     missing = load_mask(cfg.mask).expand_as(pictures)
     plan.above, plan.columns = [pictures, pictures.masked_fill(missing, GREY)], plan.count
@@ -163,7 +172,7 @@ def plan_inpainting(plan: Plan, cfg: SampleConfig, pictures: Tensor) -> None:
 
 def plan_interpolation(plan: Plan, cfg: SampleConfig) -> None:
     """A row from image 0 of one seed to image 0 of another, along a great circle of the noise."""
-    need_determinism(cfg, "interpolate")
+    need_determinism(plan, "interpolate")
     parts = cfg.interpolate.split(",")
     if len(parts) != 2 or not all(part.isdecimal() and int(part) < 2**63 for part in parts):
         raise UserError(f"--interpolate {cfg.interpolate}: must be two seeds, like 3,4")
@@ -187,8 +196,8 @@ def plan_reconstruction(
     plan: Plan, cfg: SampleConfig, pictures: Tensor, diffusion: Diffusion, net: nn.Module
 ) -> None:
     """Rows: the picture, the noise that it is encoded into, what is drawn from that noise."""
-    need_determinism(cfg, "reconstruct")
-    steps = check_steps(cfg.steps, cfg.sampler, diffusion.schedule.timesteps)
+    need_determinism(plan, "reconstruct")
+    steps = check_steps(cfg.steps, plan.sampler, diffusion.schedule.timesteps)
     if steps < 2:
         raise UserError(f"--steps {steps}: must be at least 2 for --reconstruct")
     plan.start = encode_images(
@@ -196,9 +205,9 @@ def plan_reconstruction(
         net,
         pictures,
         steps=steps,
-        spacing=cfg.spacing or SAMPLERS[cfg.sampler].spacing,
+        spacing=cfg.spacing or SAMPLERS[plan.sampler].spacing,
         labels=plan.labels,
-        guidance=cfg.guidance,
+        guidance=plan.guidance,
         guided=(cfg.guided_from, cfg.guided_to),
         batch_size=cfg.batch_size,
         precision=cfg.precision,
@@ -206,6 +215,7 @@ def plan_reconstruction(
     plan.above, plan.columns = [pictures, to_uint8(plan.start / 3)], plan.count
 
 
-def need_determinism(cfg: SampleConfig, flag: str) -> None:
-    if cfg.sampler == "ddpm" or cfg.eta or cfg.churn:
-        raise UserError(f"--sampler {cfg.sampler}: --{flag} needs one without noise of its own")
+def need_determinism(plan: Plan, flag: str) -> None:
+    noisy = any(plan.options.values()) or plan.sampler in ("ddpm", "dpmpp_2m_sde")
+    if noisy:
+        raise UserError(f"--sampler {plan.sampler}: --{flag} needs one without noise of its own")

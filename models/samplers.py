@@ -7,7 +7,7 @@
     sigmas   (steps + 1,) float64, falling, the last one 0
     noise    noise() -> (B, C, H, W) standard normal; only stochastic samplers draw it
 
-Some have options of their own: DDIM's eta, Heun's churn, RePaint's picture and mask.
+Some have options of their own: eta of DDIM and DPM-Solver++, Heun's churn, RePaint's picture.
 
 All work in variance-exploding coordinates x = x0 + sigma * eps, where the probability flow is
 dx/dsigma = (x - D(x, sigma)) / sigma (Karras et al. 2022, eq. 1 and 3), and all end on the value
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from config import GUIDED, IMAGE_SIZE, UserError
+from config import GUIDED, IMAGE_SIZE, SAMPLER, UserError
 from models.diffusion import Denoiser, Diffusion
 from utils.data_loader import to_model_range, to_uint8
 from utils.device import autocast, sampling_batch, seeded_generator
@@ -29,6 +29,16 @@ from utils.device import autocast, sampling_batch, seeded_generator
 Noise = Callable[[], Tensor]
 
 LONG_STEP = 100  # from one noise level to the next, as a ratio
+
+
+def split_noise(sigma: Tensor, sigma_next: Tensor, eta: float) -> tuple[Tensor, Tensor]:
+    """The noise left of the old, and the fresh: sigma_down^2 + sigma_up^2 = sigma_next^2.
+
+    Song et al. 2021, eq. 16, in terms of sigma: for eta 1 the standard deviation of x at sigma_next
+    given x at sigma and x0.
+    """
+    sigma_up = eta * sigma_next * (1 - (sigma_next / sigma) ** 2).sqrt()
+    return (sigma_next**2 - sigma_up**2).sqrt(), sigma_up
 
 
 def sample_ddim(
@@ -40,9 +50,7 @@ def sample_ddim(
     """
     for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
         x0_hat = denoise(x, sigma)
-        # eq. 16 in terms of sigma: posterior variance of x_next given x and x0
-        sigma_up = eta * sigma_next * (1 - (sigma_next / sigma) ** 2).sqrt()
-        sigma_down = (sigma_next**2 - sigma_up**2).sqrt()
+        sigma_down, sigma_up = split_noise(sigma, sigma_next, eta)
         x = x0_hat + float(sigma_down / sigma) * (x - x0_hat)
         if sigma_up > 0:
             x = x + float(sigma_up) * noise()
@@ -54,11 +62,14 @@ def sample_ddpm(denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> T
     return sample_ddim(denoise, x, sigmas, noise, eta=1.0)
 
 
-def sample_dpmpp_2m(denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Tensor:
-    """DPM-Solver++(2M), deterministic, second order (Lu et al. 2022b, algorithm 2).
+def sample_dpmpp_2m(
+    denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise, eta: float = 0.0
+) -> Tensor:
+    """DPM-Solver++(2M), second order (Lu et al. 2022b): eta 0 is algorithm 2, deterministic.
 
     Each step extrapolates the denoised image from the last two in log sigma. The first step has
-    no past and the last has infinite length in log sigma: both are plain DDIM steps.
+    no past and the last has infinite length in log sigma: both are plain DDIM steps. DDIM's eta
+    then brings in fresh noise: 1 is the paper's SDE-DPM-Solver++(2M).
     """
     previous, last_step = None, None
     for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
@@ -67,9 +78,23 @@ def sample_dpmpp_2m(denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) 
         target = x0_hat
         if previous is not None and sigma_next > 0:
             target = x0_hat + float(step / last_step / 2) * (x0_hat - previous)  # 1 / (2 r_i)
-        x = target + float(sigma_next / sigma) * (x - target)
+        sigma_down, sigma_up = split_noise(sigma, sigma_next, eta)
+        x = target + float(sigma_down / sigma) * (x - target)
+        if sigma_up > 0:
+            x = x + float(sigma_up) * noise()
         previous, last_step = x0_hat, step
     return x
+
+
+def sample_dpmpp_2m_sde(
+    denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise, eta: float = 0.75
+) -> Tensor:
+    """DPM-Solver++(2M) with fresh noise, that wears away the errors of earlier steps.
+
+    The exact probability flow needs none, a learnt one gains by it: more than a deterministic
+    sampler can by any number of steps. All of DDPM's noise, eta 1, would need more of them.
+    """
+    return sample_dpmpp_2m(denoise, x, sigmas, noise, eta)
 
 
 def sample_heun(
@@ -168,8 +193,9 @@ class Sampler:
 
 
 SAMPLERS = {
-    "unipc": Sampler(sample_unipc, "logsnr", 12),
-    "dpmpp_2m": Sampler(sample_dpmpp_2m, "logsnr", 12),
+    "dpmpp_2m_sde": Sampler(sample_dpmpp_2m_sde, "logsnr", 15),
+    "unipc": Sampler(sample_unipc, "logsnr", 15),
+    "dpmpp_2m": Sampler(sample_dpmpp_2m, "logsnr", 15),
     "heun": Sampler(sample_heun, "karras", 10),
     "ddim": Sampler(sample_ddim, "linear", 50),
     "ddpm": Sampler(sample_ddpm, "linear", None),
@@ -208,12 +234,12 @@ def sample_images(
     net: nn.Module,
     count: int,
     *,
-    sampler: str = "unipc",
+    sampler: str = SAMPLER,
     steps: int | None = None,
     spacing: str | None = None,
     seed: int = 0,
     labels: Tensor | None = None,
-    guidance: float | None = None,
+    guidance: float = 1.0,
     guided: tuple[float, float] = GUIDED,
     batch_size: int | None = None,
     precision: str = "auto",
@@ -263,7 +289,7 @@ def encode_images(
     steps: int,
     spacing: str,
     labels: Tensor | None = None,
-    guidance: float | None = None,
+    guidance: float = 1.0,
     guided: tuple[float, float] = GUIDED,
     batch_size: int | None = None,
     precision: str = "auto",

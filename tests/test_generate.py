@@ -94,7 +94,7 @@ def test_a_mask_of_ones_own_and_a_set_of_pictures(draw):
 def test_interpolation_begins_and_ends_at_the_seeds(draw):
     row = draw("--interpolate", "3,4", "--num_samples", 5)
     for image, seed in ((row[0], 3), (row[-1], 4)):
-        alone = draw("--seed", seed, "--num_samples", 1, "--guidance", 0)[0]
+        alone = draw("--seed", seed, "--num_samples", 1, "--guidance", 0, "--sampler", "unipc")[0]
         assert np.abs(image.astype(int) - alone).max() <= 1
     steps = np.abs(np.diff(row.astype(float), axis=0)).mean(axis=(1, 2, 3))
     assert (steps > 0).all()
@@ -148,6 +148,9 @@ def test_noise_of_a_sampler(draw):
     noisy = draw("--num_samples", 2, "--sampler", "ddim", "--eta", 1)
     assert np.array_equal(noisy, draw("--num_samples", 2, "--sampler", "ddpm"))
     assert not np.array_equal(noisy, still)
+    still = draw("--num_samples", 2, "--sampler", "dpmpp_2m")
+    assert not np.array_equal(still, draw("--num_samples", 2))
+    assert np.array_equal(still, draw("--num_samples", 2, "--eta", 0))
     still = draw("--num_samples", 2, "--sampler", "heun")
     assert not np.array_equal(still, draw("--num_samples", 2, "--sampler", "heun", "--churn", 2))
 
@@ -167,7 +170,7 @@ def small_png(name: str, size: int = 20) -> str:
         (["--label", "1", "--digits", "2"], ("--label", "--digits", "only one")),
         (["--digits", "2", "--interpolate", "1,2"], ("--digits", "--interpolate", "only one")),
         (["--eta", "1.5", "--sampler", "ddim"], ("--eta 1.5", "<= 1")),
-        (["--eta", "0.5"], ("--eta 0.5", "--sampler ddim")),
+        (["--eta", "0.5", "--sampler", "unipc"], ("--eta 0.5", "--sampler ddim or dpmpp_2m_sde")),
         (["--churn", "5"], ("--churn 5", "--sampler heun")),
         (["--interpolate", "3"], ("--interpolate 3", "two seeds")),
         (["--interpolate", "a,b"], ("--interpolate a,b", "two seeds")),

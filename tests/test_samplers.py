@@ -14,6 +14,7 @@ from models.samplers import (
     encode,
     sample_ddim,
     sample_ddpm,
+    sample_dpmpp_2m_sde,
     sample_heun,
     sample_images,
     sample_repaint,
@@ -43,6 +44,39 @@ def flow_error(sampler, steps):
 )
 def test_order_of_accuracy(name, ratio):
     errors = [flow_error(SAMPLERS[name].function, steps) for steps in (40, 80, 160)]
+    assert errors[0] / errors[1] > ratio and errors[1] / errors[2] > ratio
+    assert errors[2] < 0.02
+
+
+def spread_error(sampler, steps, eta):
+    """What is wrong in the standard deviation of what is drawn from x ~ N(MU, S^2 + 10^2).
+
+    Exact, without drawing: of a linear denoiser the result is linear in the start and in each
+    noise, and row k of the batch finds the factor of the k-th of them.
+    """
+    levels = torch.logspace(1, -1, steps + 1, dtype=torch.float64)
+    sigmas = torch.cat([levels, torch.zeros(1, dtype=torch.float64)])
+    rows = torch.eye(steps + 2, dtype=torch.float64)
+    noises = iter(rows[1:])
+    x = rows[0] * math.sqrt(S**2 + 10**2)
+    factors = sampler(lambda x, s: gaussian(x, s) - gaussian(0, s), x, sigmas, noises.__next__, eta)
+    assert len(list(noises)) == 1  # the last step, to 0, draws none
+    exact = S**2 / math.sqrt(S**2 + 0.1**2)
+    return abs(factors.norm().item() - exact)
+
+
+@pytest.mark.parametrize(
+    "sampler, eta, ratio",
+    [
+        (sample_ddim, 0.5, 1.9),
+        (sample_ddim, 1.0, 1.9),
+        (sample_dpmpp_2m_sde, 0.5, 3.8),
+        (sample_dpmpp_2m_sde, 0.75, 3.8),
+        (sample_dpmpp_2m_sde, 1.0, 3.8),
+    ],
+)
+def test_weak_order_of_accuracy(sampler, eta, ratio):
+    errors = [spread_error(sampler, steps, eta) for steps in (80, 160, 320)]
     assert errors[0] / errors[1] > ratio and errors[1] / errors[2] > ratio
     assert errors[2] < 0.02
 
@@ -146,8 +180,8 @@ def test_encoding_is_the_flow_backwards():
     torch.testing.assert_close(sample_heun(gaussian, x, sigmas, None), x0, atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["ddim", "dpmpp_2m"])
-def test_the_samplers_are_those_of_diffusers(name):
+@pytest.mark.parametrize("name, eta", [("ddim", 0), ("dpmpp_2m", 0), ("dpmpp_2m_sde", 1)])
+def test_the_samplers_are_those_of_diffusers(name, eta):
     """The Hugging Face library's schedulers on the same network and timesteps, within 1e-4."""
     timesteps = 100
     schedule = NoiseSchedule("linear", timesteps)
@@ -166,14 +200,18 @@ def test_the_samplers_are_those_of_diffusers(name):
     if name == "ddim":
         theirs = diffusers.DDIMScheduler(**common, clip_sample=False, set_alpha_to_one=True)
     else:
-        theirs = diffusers.DPMSolverMultistepScheduler(**common, final_sigmas_type="zero")
+        kind = "sde-dpmsolver++" if eta else "dpmsolver++"
+        common |= {"algorithm_type": kind, "final_sigmas_type": "zero"}
+        theirs = diffusers.DPMSolverMultistepScheduler(**common)
     theirs.set_timesteps(10)
     sigmas = torch.cat([schedule.sigmas[theirs.timesteps], torch.zeros(1, dtype=torch.float64)])
     x_t = torch.randn(3, 1, 4, 4, dtype=torch.float64)
     start = x_t * (1 + sigmas[0] ** 2).sqrt()
-    ours = SAMPLERS[name].function(denoise, start, sigmas, None)
-    for t in theirs.timesteps:
-        x_t = theirs.step(x0_hat(x_t, t.double()), t, x_t).prev_sample
+    noises = torch.randn(10, 3, 1, 4, 4, dtype=torch.float64)
+    ours = SAMPLERS[name].function(denoise, start, sigmas, iter(noises).__next__, eta=eta)
+    for t, z in zip(theirs.timesteps, noises, strict=True):
+        own = {"variance_noise": z} if eta else {}
+        x_t = theirs.step(x0_hat(x_t, t.double()), t, x_t, **own).prev_sample
     torch.testing.assert_close(ours, x_t, atol=1e-4, rtol=0)
 
 

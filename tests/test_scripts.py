@@ -61,8 +61,8 @@ def test_train_generate_validate(cli, own_folder, model_type):
     scores = json.loads((Path("outputs") / name / "scores_mnist_100.json").read_text())
     assert scores["n"] == 100 and scores["features"] == "mnist"
     assert scores["fid"] > scores["fid_floor"] > 0 and scores["kid"] > 5 * scores["kid_spread"]
-    assert scores["steps"] == 12 and scores["sampler"] == "unipc"
-    assert scores["network_calls"] == 16 and scores["guidance"] == 1.25  # at 4 of the levels
+    assert scores["sampler"] == "dpmpp_2m_sde" and scores["guidance"] == 1
+    assert scores["network_calls"] == scores["steps"] == 15
     assert (Path("outputs") / name / "scores_mnist_100.png").exists()
     other = {"unet": "cnn", "cnn": "resnet", "resnet": "unet"}[model_type]
     status, _, stderr = cli("validation", *scored, "--model_type", other)
@@ -359,21 +359,22 @@ def test_samplers_and_guidance_get_the_calls_they_are_said_to(cli, monkeypatch, 
         patch.setattr(benchmark, "draw", counted)
         flags = ["--checkpoint", ROOT / "checkpoints/pretrained/cnn.pth", "--num_samples", 40]
         status, stdout, stderr = cli("benchmark", "samplers", *flags, "--calls", "8")
-        assert status == 0 and stdout.count("| unipc, logsnr") == 2, stderr
-        assert set(drawn) == {(name, 1.0) for name in SAMPLERS} | {("unipc", GUIDANCE)}
+        assert status == 0 and stdout.count("| dpmpp_2m_sde, logsnr") == 2, stderr
+        assert set(drawn) == {(name, 1.0) for name in SAMPLERS} | {("dpmpp_2m_sde", GUIDANCE)}
         assert all(calls == 8 for calls in drawn.values()), drawn
         drawn.clear()
         again = cli("benchmark", "samplers", *flags, "--calls", "8")[1]
         assert not drawn and again.splitlines()[:9] == stdout.splitlines()[:9]
 
-    status, stdout, _ = cli("benchmark", "guidance", *flags, "--scales", "0,2", "--steps", 6)
-    rows = [line.strip("| ").split(" | ") for line in stdout.splitlines()[3:6]]
+    status, stdout, _ = cli("benchmark", "guidance", *flags, "--scales", "0,2", "--steps", 8)
+    rows = [line.strip("| ").split(" | ") for line in stdout.splitlines()[3:7]]
     assert [row[:3] for row in rows] == [
-        ["0", "all", "6"],
-        ["2", "1.5 to 12", "7"],
-        ["2", "all", "12"],
+        ["0", "all", "8"],
+        ["2", "0.6 to 2", "9"],
+        ["2", "2 to 12", "9"],
+        ["2", "all", "16"],
     ]
-    assert float(rows[0][3]) < 0.5 < float(rows[2][3])  # agreement with the labels
+    assert float(rows[0][3]) < 0.5 < float(rows[3][3])  # agreement with the labels
 
 
 def test_time_to_quality(cli, refuses, small_synthetic, monkeypatch):
@@ -384,8 +385,8 @@ def test_time_to_quality(cli, refuses, small_synthetic, monkeypatch):
         monkeypatch.setattr(
             module, "load_dataset", lambda name, *rest: load_dataset("synthetic", *rest)
         )
-    flags = ["--max_minutes", 0.02, "--num_samples", 40, "--model_type", "cnn"]
-    flags += ["--settings", "--batch_size 20 --width 8"]
+    flags = ["--max_minutes", 0.03, "--num_samples", 40, "--model_type", "cnn"]
+    flags += ["--settings", "--batch_size 20 --width 8 --lr 0.02"]
     status, stdout, _ = cli("benchmark", "train", *flags, "--seeds", 2)
     assert status == 0 and "± " in stdout and "# commit: " in stdout
     rows = [line.split(" | ") for line in stdout.splitlines() if line.startswith(("| 0", "| 1"))]

@@ -13,12 +13,13 @@ import torch
 from config import UserError
 
 
-def pick_device(name: str, tf32: bool = False) -> torch.device:
+def pick_device(name: str, precision: str = "auto") -> torch.device:
     """`auto` is CUDA, else Apple's MPS, else the CPU. Raises UserError for an absent one.
 
-    There float32 is float32 from now on: a GPU rounds its products to TF32 only where asked to, so
-    that a score is the same on every device.
+    There float32 is float32 from now on: a GPU rounds its products to TF32 only where `precision`
+    is tf32, so that a score is the same on every device.
     """
+    tf32 = precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     present = {
         "cuda": torch.cuda.is_available(),
