@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from config import TrainConfig
+from config import GUIDANCE, TrainConfig
 from models import build_model
 from models.drawing import slerp
 from tests.conftest import ROOT
@@ -140,6 +140,15 @@ def test_animation(draw):
     grid = np.asarray(Image.open("outputs/samples.png"))
     assert np.abs(last[:, -grid.shape[1] :].astype(int) - grid).max() <= 1
     assert Image.open("strip.png").size == (2 * (4 * 30 + 2), 2 * (5 * 30 + 2))
+
+
+def test_a_chosen_class_is_guided_and_a_drawn_one_is_not(draw):
+    chosen = ["--label", 3, "--num_samples", 4]
+    wide = ["--guided_from", 0, "--guided_to", 1e9]  # so that 4 steps meet it
+    assert np.array_equal(draw(*chosen, *wide), draw(*chosen, *wide, "--guidance", GUIDANCE))
+    assert not np.array_equal(draw(*chosen, *wide), draw(*chosen, "--guidance", 1))
+    plain = ["--num_samples", 4]
+    assert np.array_equal(draw(*plain, *wide), draw(*plain, "--guidance", 1))
 
 
 def test_noise_of_a_sampler(draw):
