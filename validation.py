@@ -71,9 +71,8 @@ def draw_candidate(cfg: EvalConfig, path: Path, device: torch.device) -> Candida
         raise UserError(f"{flag}: {path} is unconditional, and its images have no labels")
     steps = check_steps(cfg.steps, cfg.sampler, train_cfg.timesteps)
     spacing = cfg.spacing or SAMPLERS[cfg.sampler].spacing
-    options = {"sampler": cfg.sampler, "steps": steps, "spacing": spacing}
-    options |= {"seed": cfg.seed, "guidance": cfg.guidance}
-    options["guided"] = (cfg.guided_from, cfg.guided_to)
+    options = {"sampler": cfg.sampler, "steps": steps, "spacing": spacing, "seed": cfg.seed}
+    options |= {"guidance": cfg.guidance, "guided": (cfg.guided_from, cfg.guided_to)}
     evaluated = count_evaluated(net)  # by this process
     images = draw_images(
         diffusion,

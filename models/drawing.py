@@ -18,7 +18,8 @@ from utils.data_loader import load_dataset, to_model_range, to_uint8
 from utils.files import load_images
 
 MODES = ("digits", "inpaint", "reconstruct", "interpolate")
-STILL = "unipc"  # a sampler that adds no noise: what is drawn is a function of where it starts
+# Their samplers: RePaint for pictures, and one without noise where the start alone is to decide
+MODE_SAMPLERS = {"inpaint": "repaint", "reconstruct": "unipc", "interpolate": "unipc"}
 OPTIONS = {"eta": ("ddim", "dpmpp_2m_sde"), "churn": ("heun",)}  # and the samplers that have them
 GREY = 96  # shown where a picture is to be completed
 
@@ -88,7 +89,7 @@ def make_plan(
         raise UserError(f"--{modes[0]} and --{modes[1]}: only one of them at a time")
     if (cfg.mask is None) != (cfg.inpaint is None):
         raise UserError("--inpaint and --mask: each needs the other")
-    sampler = cfg.sampler or (STILL if cfg.interpolate or cfg.reconstruct else SAMPLER)
+    sampler = cfg.sampler or MODE_SAMPLERS.get("".join(modes), SAMPLER)
     own = {}
     for name, samplers in OPTIONS.items():
         value = getattr(cfg, name)
@@ -111,8 +112,8 @@ def make_plan(
         why = "no class is asked for" if net.num_classes else "this model is unconditional"
         raise UserError(f"--guidance {cfg.guidance:g}: {why}; must be 1")
 
-    guidance = cfg.guidance if cfg.guidance is not None else diffusion.guidance if wanted else 1.0
-    plan = Plan(count, labels, sampler, own, guidance)
+    usual = diffusion.guidance if wanted else 1.0
+    plan = Plan(count, labels, sampler, own, usual if cfg.guidance is None else cfg.guidance)
     if cfg.digits:
         plan.columns, plan.padding = count, 0
     elif cfg.interpolate:
@@ -166,7 +167,6 @@ def plan_inpainting(plan: Plan, cfg: SampleConfig, pictures: Tensor) -> None:
         raise UserError(f"--sampler {cfg.sampler}: --inpaint has a sampler of its own, RePaint")
     missing = load_mask(cfg.mask).expand_as(pictures)
     plan.above, plan.columns = [pictures, pictures.masked_fill(missing, GREY)], plan.count
-    plan.sampler = "repaint"
     plan.options = {"known": to_model_range(pictures), "missing": missing}
 
 
@@ -216,6 +216,5 @@ def plan_reconstruction(
 
 
 def need_determinism(plan: Plan, flag: str) -> None:
-    noisy = any(plan.options.values()) or plan.sampler in ("ddpm", "dpmpp_2m_sde")
-    if noisy:
+    if any(plan.options.values()) or plan.sampler in ("ddpm", "dpmpp_2m_sde"):
         raise UserError(f"--sampler {plan.sampler}: --{flag} needs one without noise of its own")

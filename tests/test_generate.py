@@ -197,6 +197,7 @@ def small_png(name: str, size: int = 20) -> str:
             ["--inpaint", "28.png", "--mask", "top", "--sampler", "heun"],
             ("--sampler heun", "RePaint"),
         ),
+        (["--inpaint", "28.png", "--mask", "top", "--eta", "0.5"], ("--eta 0.5", "only --sampler")),
         (["--reconstruct", "20.png"], ("--reconstruct 20.png", "28 x 28")),
         (["--reconstruct", "28.png", "--sampler", "ddpm"], ("--sampler ddpm",)),
         (["--output", "x.png", "--animate", "/dev/null/x.gif"], ("/dev/null", "cannot be written")),
