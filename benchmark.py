@@ -445,7 +445,7 @@ def sample(cfg: SpeedConfig) -> None:
     rows = []
     for name, trained, diffusion, net in shipped_networks(pick_device(cfg.device)):
         _, rate, calls = draw_timed(diffusion, net, cfg.num_samples)
-        slow = {"sampler": "ddpm", "steps": trained.timesteps}
+        slow = {"sampler": "ddpm", "steps": trained.timesteps, "guidance": 1.0}
         _, slow_rate, slow_calls = draw_timed(diffusion, net, cfg.num_samples, **slow)
         times = [f"{calls:.0f}", f"{rate:.1f}", f"{slow_calls:.0f}", f"{slow_rate:.2f}"]
         rows.append([name, *times, f"{rate / slow_rate:.1f}"])

@@ -66,13 +66,14 @@ def draw_candidate(cfg: EvalConfig, path: Path, device: torch.device) -> Candida
     if cfg.model_type and cfg.model_type != train_cfg.model_type:
         raise UserError(f"--model_type {cfg.model_type}: {path} holds a {train_cfg.model_type}")
     labels = pick_labels(net, cfg.num_samples, cfg.seed)
-    if labels is None and (cfg.tstr or cfg.guidance != 1):
-        flag = "--tstr" if cfg.tstr else f"--guidance {cfg.guidance:g}"
+    guidance = diffusion.guidance if cfg.guidance is None else cfg.guidance
+    if labels is None and (cfg.tstr or guidance != 1):
+        flag = "--tstr" if cfg.tstr else f"--guidance {guidance:g}"
         raise UserError(f"{flag}: {path} is unconditional, and its images have no labels")
     steps = check_steps(cfg.steps, cfg.sampler, train_cfg.timesteps)
     spacing = cfg.spacing or SAMPLERS[cfg.sampler].spacing
     options = {"sampler": cfg.sampler, "steps": steps, "spacing": spacing, "seed": cfg.seed}
-    options |= {"guidance": cfg.guidance, "guided": (cfg.guided_from, cfg.guided_to)}
+    options |= {"guidance": guidance, "guided": (cfg.guided_from, cfg.guided_to)}
     evaluated = count_evaluated(net)  # by this process
     images = draw_images(
         diffusion,

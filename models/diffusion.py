@@ -38,7 +38,7 @@ class Diffusion:
     like x_t. Images are in [-1, 1].
 
     Attributes:
-        guidance: the scale to draw a chosen class with, where nobody asks for another.
+        guidance: the scale to sample with, where nobody asks for another.
     """
 
     def __init__(

@@ -112,8 +112,8 @@ def make_plan(
         why = "no class is asked for" if net.num_classes else "this model is unconditional"
         raise UserError(f"--guidance {cfg.guidance:g}: {why}; must be 1")
 
-    usual = diffusion.guidance if wanted else 1.0
-    plan = Plan(count, labels, sampler, own, usual if cfg.guidance is None else cfg.guidance)
+    guidance = diffusion.guidance if cfg.guidance is None else cfg.guidance
+    plan = Plan(count, labels, sampler, own, guidance)
     if cfg.digits:
         plan.columns, plan.padding = count, 0
     elif cfg.interpolate:

@@ -185,7 +185,10 @@ def encode(denoise: Denoiser, x0: Tensor, sigmas: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Sampler:
-    """A sampler's function and what it does best with; steps None means T."""
+    """A sampler's function and what it does best with; steps None means T.
+
+    Of the default, 13 steps are 15 network calls: two of the levels are guided, at a call more.
+    """
 
     function: Callable[..., Tensor]
     spacing: str
@@ -193,7 +196,7 @@ class Sampler:
 
 
 SAMPLERS = {
-    "dpmpp_2m_sde": Sampler(sample_dpmpp_2m_sde, "logsnr", 15),
+    "dpmpp_2m_sde": Sampler(sample_dpmpp_2m_sde, "logsnr", 13),
     "unipc": Sampler(sample_unipc, "logsnr", 15),
     "dpmpp_2m": Sampler(sample_dpmpp_2m, "logsnr", 15),
     "heun": Sampler(sample_heun, "logsnr", 10),
@@ -239,7 +242,7 @@ def sample_images(
     spacing: str | None = None,
     seed: int = 0,
     labels: Tensor | None = None,
-    guidance: float = 1.0,
+    guidance: float | None = None,
     guided: tuple[float, float] = GUIDED,
     batch_size: int | None = None,
     precision: str = "auto",
@@ -252,7 +255,7 @@ def sample_images(
 
     Args:
         labels: (count,) int64, or None for an unconditional draw.
-        guidance, guided: see `Diffusion.denoiser`.
+        guidance, guided: see `Diffusion.denoiser`; None is the scale that `diffusion` has.
         start: (count, 1, 28, 28) standard normal, to begin with in place of the seed's noise.
         share: (r, R) draws only the batches numbered r, r + R, r + 2R, ...
         watch: may wrap the denoiser of each batch, to record the path.
@@ -264,6 +267,7 @@ def sample_images(
     batch_size = batch_size or sampling_batch(device)
     steps = check_steps(steps, sampler, diffusion.schedule.timesteps)
     sigmas = diffusion.schedule.sampling_sigmas(steps, spacing or SAMPLERS[sampler].spacing)
+    guidance = diffusion.guidance if guidance is None else guidance
     for first in range(share[0] * batch_size, count, share[1] * batch_size):
         numbers = range(first, min(first + batch_size, count))
 

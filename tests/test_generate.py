@@ -142,13 +142,11 @@ def test_animation(draw):
     assert Image.open("strip.png").size == (2 * (4 * 30 + 2), 2 * (5 * 30 + 2))
 
 
-def test_a_chosen_class_is_guided_and_a_drawn_one_is_not(draw):
-    chosen = ["--label", 3, "--num_samples", 4]
-    wide = ["--guided_from", 0, "--guided_to", 1e9]  # so that 4 steps meet it
-    assert np.array_equal(draw(*chosen, *wide), draw(*chosen, *wide, "--guidance", GUIDANCE))
-    assert not np.array_equal(draw(*chosen, *wide), draw(*chosen, "--guidance", 1))
-    plain = ["--num_samples", 4]
-    assert np.array_equal(draw(*plain, *wide), draw(*plain, "--guidance", 1))
+@pytest.mark.parametrize("classes", [[], ["--label", 3]])
+def test_images_with_labels_are_guided_by_default(draw, classes):
+    flags = [*classes, "--num_samples", 4, "--guided_from", 0, "--guided_to", 1e9]  # at 4 steps too
+    assert np.array_equal(draw(*flags), draw(*flags, "--guidance", GUIDANCE))
+    assert not np.array_equal(draw(*flags), draw(*flags, "--guidance", 1))
 
 
 def test_noise_of_a_sampler(draw):

@@ -61,8 +61,8 @@ def test_train_generate_validate(cli, own_folder, model_type):
     scores = json.loads((Path("outputs") / name / "scores_mnist_100.json").read_text())
     assert scores["n"] == 100 and scores["features"] == "mnist"
     assert scores["fid"] > scores["fid_floor"] > 0 and scores["kid"] > 5 * scores["kid_spread"]
-    assert scores["sampler"] == "dpmpp_2m_sde" and scores["guidance"] == 1
-    assert scores["network_calls"] == scores["steps"] == 15
+    assert scores["sampler"] == "dpmpp_2m_sde" and scores["guidance"] == GUIDANCE
+    assert scores["steps"] == 13 and scores["network_calls"] == 15
     assert (Path("outputs") / name / "scores_mnist_100.png").exists()
     other = {"unet": "cnn", "cnn": "resnet", "resnet": "unet"}[model_type]
     status, _, stderr = cli("validation", *scored, "--model_type", other)
