@@ -322,8 +322,8 @@ def learning_curve(cfg: QualityConfig, seed: int, goal: float) -> list[dict]:
 def spread_text(values: list[float]) -> str:
     """Mean and standard deviation of what the seeds gave."""
     if len(values) == 1:
-        return f"{values[0]:.3f}"
-    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
+        return f"{values[0]:#.3g}"
+    return score_text(statistics.mean(values), statistics.stdev(values))
 
 
 def train_benchmark(cfg: QualityConfig) -> None:
