@@ -198,6 +198,7 @@ def small_png(name: str, size: int = 20) -> str:
         (["--inpaint", "28.png", "--mask", "top", "--eta", "0.5"], ("--eta 0.5", "only --sampler")),
         (["--reconstruct", "20.png"], ("--reconstruct 20.png", "28 x 28")),
         (["--reconstruct", "28.png", "--sampler", "ddpm"], ("--sampler ddpm",)),
+        (["--reconstruct", "28.png", "--steps", "1"], ("--steps 1", "at least 2")),
         (["--output", "x.png", "--animate", "/dev/null/x.gif"], ("/dev/null", "cannot be written")),
     ],
 )

@@ -467,6 +467,13 @@ def test_bad_flags_of_validation(refuses, flags, words):
     refuses("validation", *flags, words=words)
 
 
+@pytest.mark.parametrize("flags", [["--guidance", "2"], ["--tstr"]])
+def test_without_labels_nothing_is_guided_and_no_class_learnt(refuses, tiny_checkpoint, flags):
+    path = tiny_checkpoint(class_conditional=False)
+    words = (" ".join(flags), "unconditional")
+    refuses("validation", "--path_to_model", path, "--num_samples", 10, *flags, words=words)
+
+
 def test_scripts_run_from_a_shell(own_folder, tiny_checkpoint):
     """What the tests above do in one process, once as a person does it."""
     bad = shell("generate", "--checkpoint", "none.pth", cwd=own_folder)
