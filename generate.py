@@ -110,7 +110,7 @@ def generate(cfg: SampleConfig, device: torch.device) -> None:
         spacing=cfg.spacing,
         seed=cfg.seed,
         labels=plan.labels,
-        guidance=plan.guidance,
+        guidance=cfg.guidance,
         guided=(cfg.guided_from, cfg.guided_to),
         batch_size=cfg.batch_size,
         precision=cfg.precision,

@@ -110,7 +110,7 @@ class Diffusion:
         self,
         net: nn.Module,
         labels: Tensor | None = None,
-        guidance: float = 1.0,
+        guidance: float | None = None,
         guided: tuple[float, float] = (0.0, math.inf),
     ) -> Denoiser:
         """The function D(x, sigma) -> x0_hat that samplers integrate.
@@ -120,11 +120,14 @@ class Diffusion:
 
         Guidance (Ho & Salimans 2022) 1 is the conditional prediction and 0 the unconditional one,
         one network call each; any other value blends both, run as one batch of 2B:
-        unconditional + guidance * (conditional - unconditional). Without labels it is unused.
+        unconditional + guidance * (conditional - unconditional). Without labels it is unused, and
+        None is the scale that this process has.
         More than 1 applies at the noise levels `guided`, both included, and is 1 at the others:
         above them guidance narrows what is drawn, and below it changes nothing but the time taken
         (Kynkäänniemi et al. 2024).
         """
+
+        guidance = self.guidance if guidance is None else guidance
 
         def predict(x_t: Tensor, t: Tensor, scale: float) -> Tensor:
             if labels is None or scale == 0:

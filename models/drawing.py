@@ -62,7 +62,6 @@ class Plan:
         count: of images.
         labels: (count,), or None for an unconditional draw.
         sampler, options: its name, and its own arguments.
-        guidance: its scale.
         start: (count, 1, 28, 28) noise to begin with, or None for the seed's.
         above: pictures (count, 1, 28, 28) uint8 to show above the drawn ones, a row each.
         columns: of the grid; None for a square one.
@@ -73,7 +72,6 @@ class Plan:
     labels: Tensor | None
     sampler: str
     options: dict
-    guidance: float
     start: Tensor | None = None
     above: list[Tensor] = field(default_factory=list)
     columns: int | None = None
@@ -112,8 +110,7 @@ def make_plan(
         why = "no class is asked for" if net.num_classes else "this model is unconditional"
         raise UserError(f"--guidance {cfg.guidance:g}: {why}; must be 1")
 
-    guidance = diffusion.guidance if cfg.guidance is None else cfg.guidance
-    plan = Plan(count, labels, sampler, own, guidance)
+    plan = Plan(count, labels, sampler, own)
     if cfg.digits:
         plan.columns, plan.padding = count, 0
     elif cfg.interpolate:
@@ -207,7 +204,7 @@ def plan_reconstruction(
         steps=steps,
         spacing=cfg.spacing or SAMPLERS[plan.sampler].spacing,
         labels=plan.labels,
-        guidance=plan.guidance,
+        guidance=cfg.guidance,
         guided=(cfg.guided_from, cfg.guided_to),
         batch_size=cfg.batch_size,
         precision=cfg.precision,

@@ -255,7 +255,7 @@ def sample_images(
 
     Args:
         labels: (count,) int64, or None for an unconditional draw.
-        guidance, guided: see `Diffusion.denoiser`; None is the scale that `diffusion` has.
+        guidance, guided: see `Diffusion.denoiser`.
         start: (count, 1, 28, 28) standard normal, to begin with in place of the seed's noise.
         share: (r, R) draws only the batches numbered r, r + R, r + 2R, ...
         watch: may wrap the denoiser of each batch, to record the path.
@@ -267,7 +267,6 @@ def sample_images(
     batch_size = batch_size or sampling_batch(device)
     steps = check_steps(steps, sampler, diffusion.schedule.timesteps)
     sigmas = diffusion.schedule.sampling_sigmas(steps, spacing or SAMPLERS[sampler].spacing)
-    guidance = diffusion.guidance if guidance is None else guidance
     for first in range(share[0] * batch_size, count, share[1] * batch_size):
         numbers = range(first, min(first + batch_size, count))
 
@@ -293,7 +292,7 @@ def encode_images(
     steps: int,
     spacing: str,
     labels: Tensor | None = None,
-    guidance: float = 1.0,
+    guidance: float | None = None,
     guided: tuple[float, float] = GUIDED,
     batch_size: int | None = None,
     precision: str = "auto",
