@@ -567,7 +567,7 @@ def samplers(cfg: SamplersConfig) -> None:
                 curves[name].setdefault(row, {})[most] = known[key]
     for name, n, _ in spaces:
         rows = [
-            [sampler] + [f"{curve[k]:.3f}" if k in curve else "-" for k in calls]
+            [sampler] + [f"{curve[k]:.4f}" if k in curve else "-" for k in calls]
             for sampler, curve in curves[name].items()
         ]
         header = [f"FID, {name}, n = {n:,}", *(f"{k} calls" for k in calls)]
