@@ -98,6 +98,13 @@ def reference_features(network: FeatureNetwork, data_dir: str) -> Tensor:
     return extract(network, test, "the test set", cache=True)
 
 
+def real_images(data_dir: str, count: int) -> Tensor:
+    """(count, 1, 28, 28) uint8 training images, in place of a perfect model's samples."""
+    train, _ = load_dataset("mnist", data_dir, "train")
+    generator = torch.Generator().manual_seed(FLOOR_SEED)
+    return train[torch.randperm(len(train), generator=generator)[:count]]
+
+
 def whole_numbers(flag: str, value: str, at_least: int) -> list[int]:
     """The integers in '512,5000'. Raises UserError where one is none, or too small."""
     numbers = [int(part) if part.isdecimal() else -1 for part in value.split(",")]
@@ -471,9 +478,7 @@ def compare(cfg: CompareConfig) -> None:
     device, most = pick_device(cfg.device), max(sizes)
     paths = [Path(part) for part in (cfg.images or "").split(",") if part]
     others = {path.stem: load_images(path, "--images")[:most] for path in paths}
-    train, _ = load_dataset("mnist", cfg.data_dir, "train")
-    chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(FLOOR_SEED))
-    sets = {"real training images": train[chosen[:most]]}
+    sets = {"real training images": real_images(cfg.data_dir, most)}
     facts = {}
     for name, trained, diffusion, net in shipped_networks(device):
         sets[name], rate, calls = draw_timed(diffusion, net, most)
@@ -543,36 +548,46 @@ def samplers(cfg: SamplersConfig) -> None:
         spaces.append((network.name, cfg.inception, judge(network, cfg.data_dir)))
     path = FOLDER / f"samplers_{content_hash(Path(cfg.checkpoint).read_bytes())}.json"
     known = json.loads(path.read_text()) if path.exists() else {}
-    curves: dict[str, dict[str, dict[int, float]]] = {name: {} for name, _, _ in spaces}
+
+    def scores(what: str, images_of: Callable[[int], Tensor]) -> list[float]:
+        """In each feature space, the FID of as many images as are scored there."""
+        keys = [f"{what}, {n} {name}" for name, n, _ in spaces]
+        missing = [part for part in zip(keys, spaces, strict=True) if part[0] not in known]
+        if missing:
+            images = images_of(max(n for _, (_, n, _) in missing))
+            for key, (_, n, score) in missing:
+                known[key] = score(images[:n])
+            write_atomically(path, json.dumps(known, indent=1).encode())
+        return [known[key] for key in keys]
+
+    real = "real training images"
+    floors = scores(real, partial(real_images, cfg.data_dir))
+    curves = [{real: dict.fromkeys(calls, floor)} for floor in floors]
     entries = [(name, 1.0) for name in SAMPLER_NAMES] + [(SAMPLER, diffusion.guidance)]
     for sampler, guidance in dict.fromkeys(entries):  # an unguided network's two are one
         if cfg.sampler not in (None, sampler):
             continue
         spacing = cfg.spacing or SAMPLERS[sampler].spacing
         row = f"{sampler}, {spacing}" + f", guidance {guidance:g}" * (guidance != 1)
+        options = {"sampler": sampler, "spacing": spacing, "guidance": guidance}
         for most in calls:
             steps = affordable_steps(diffusion.schedule, sampler, spacing, guidance, most)
             if not steps:
                 continue
-            keys = [f"{row}, {steps} steps, {n} {name}" for name, n, _ in spaces]
-            if not set(keys) <= set(known):
-                options = {"sampler": sampler, "spacing": spacing}
-                options |= {"steps": steps, "guidance": guidance}
-                # a seed of its own: what is chosen by these scores is reported by others
-                images = draw(diffusion, net, cfg.num_samples, seed=1000, **options)
-                for key, (_, n, score) in zip(keys, spaces, strict=True):
-                    known[key] = score(images[:n])
-                write_atomically(path, json.dumps(known, indent=1).encode())
-            for key, (name, _, _) in zip(keys, spaces, strict=True):
-                curves[name].setdefault(row, {})[most] = known[key]
-    for name, n, _ in spaces:
+            # a seed of its own: what is chosen by these scores is reported by others
+            images_of = partial(draw, diffusion, net, seed=1000, steps=steps, **options)
+            found = scores(f"{row}, {steps} steps", images_of)
+            for curve, value in zip(curves, found, strict=True):
+                curve.setdefault(row, {})[most] = value
+    titles = [f"FID, {name}, n = {n:,}" for name, n, _ in spaces]
+    for (name, _, _), title, curve_of in zip(spaces, titles, curves, strict=True):
         rows = [
-            [sampler] + [f"{curve[k]:.4f}" if k in curve else "-" for k in calls]
-            for sampler, curve in curves[name].items()
+            [what] + [f"{curve[k]:.4f}" if k in curve else "-" for k in calls]
+            for what, curve in curve_of.items()
         ]
-        header = [f"FID, {name}, n = {n:,}", *(f"{k} calls" for k in calls)]
-        write_table(f"samplers_{name}", header, rows)
-    save_figure(FOLDER / "samplers.png", plot_sampler_curves(curves))
+        write_table(f"samplers_{name}", [title, *(f"{k} calls" for k in calls)], rows)
+    figure = plot_sampler_curves(dict(zip(titles, curves, strict=True)))
+    save_figure(FOLDER / "samplers.png", figure)
 
 
 ABOVE_GUIDED = (GUIDED[1], 12.0)  # to show what guidance does there

@@ -199,7 +199,7 @@ SAMPLERS = {
     "dpmpp_2m_sde": Sampler(sample_dpmpp_2m_sde, "logsnr", 13),
     "unipc": Sampler(sample_unipc, "logsnr", 15),
     "dpmpp_2m": Sampler(sample_dpmpp_2m, "logsnr", 15),
-    "heun": Sampler(sample_heun, "logsnr", 10),
+    "heun": Sampler(sample_heun, "karras", 10),
     "ddim": Sampler(sample_ddim, "linear", 50),
     "ddpm": Sampler(sample_ddpm, "linear", None),
     "repaint": Sampler(sample_repaint, "linear", 50),

@@ -360,11 +360,12 @@ def test_samplers_and_guidance_get_the_calls_they_are_said_to(cli, monkeypatch, 
         flags = ["--checkpoint", ROOT / "checkpoints/pretrained/cnn.pth", "--num_samples", 40]
         status, stdout, stderr = cli("benchmark", "samplers", *flags, "--calls", "8")
         assert status == 0 and stdout.count("| dpmpp_2m_sde, logsnr") == 2, stderr
+        assert stdout.splitlines()[3].startswith("| real training images | ")
         assert set(drawn) == {(name, 1.0) for name in SAMPLERS} | {("dpmpp_2m_sde", GUIDANCE)}
         assert all(calls == 8 for calls in drawn.values()), drawn
         drawn.clear()
         again = cli("benchmark", "samplers", *flags, "--calls", "8")[1]
-        assert not drawn and again.splitlines()[:9] == stdout.splitlines()[:9]
+        assert not drawn and again.splitlines()[:11] == stdout.splitlines()[:11]
 
     status, stdout, _ = cli("benchmark", "guidance", *flags, "--scales", "0,2", "--steps", 8)
     rows = [line.strip("| ").split(" | ") for line in stdout.splitlines()[3:7]]

@@ -170,19 +170,18 @@ def plot_learning_curves(curves: list[list[dict]]) -> Figure:
 
 
 def plot_sampler_curves(spaces: dict[str, dict[str, dict[int, float]]]) -> Figure:
-    """FID against network calls: a panel for each feature space, a line for each sampler.
+    """A score against network calls: a panel for each score, a line for each sampler.
 
-    spaces: by feature space and sampler, {network calls: FID}.
+    spaces: by score and sampler, {network calls: score}.
     """
-    figure = Figure(figsize=(6 * len(spaces), 4))
+    figure = Figure(figsize=(6 * len(spaces), 4.5))
     panels = figure.subplots(1, len(spaces), squeeze=False)[0]
-    for axes, (space, curves) in zip(panels, spaces.items(), strict=True):
+    for axes, (score, curves) in zip(panels, spaces.items(), strict=True):
         for sampler, curve in curves.items():
-            axes.plot(curve.keys(), curve.values(), marker="o", label=sampler)
-        axes.set(xlabel="network calls an image", ylabel=f"FID, {space}")
-        axes.set(xscale="log", yscale="log")
+            axes.plot(curve.keys(), curve.values(), marker="o", markersize=4, label=sampler)
+        axes.set(xlabel="network calls an image", ylabel=score, xscale="log", yscale="log")
         axes.grid(alpha=0.3, which="both")
-        axes.legend()
+    panels[0].legend()
     figure.tight_layout()
     return figure
 
