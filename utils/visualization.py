@@ -172,7 +172,7 @@ def plot_learning_curves(curves: list[list[dict]]) -> Figure:
 def plot_sampler_curves(spaces: dict[str, dict[str, dict[int, float]]]) -> Figure:
     """A score against network calls: a panel for each score, a line for each sampler.
 
-    spaces: by score and sampler, {network calls: score}.
+    spaces: by score and sampler, {network calls: score}. Cut off at 20 times the least of a panel.
     """
     figure = Figure(figsize=(6 * len(spaces), 4.5))
     panels = figure.subplots(1, len(spaces), squeeze=False)[0]
@@ -180,6 +180,11 @@ def plot_sampler_curves(spaces: dict[str, dict[str, dict[int, float]]]) -> Figur
         for sampler, curve in curves.items():
             axes.plot(curve.keys(), curve.values(), marker="o", markersize=4, label=sampler)
         axes.set(xlabel="network calls an image", ylabel=score, xscale="log", yscale="log")
+        calls = sorted({k for curve in curves.values() for k in curve})
+        axes.set_xticks(calls, labels=map(str, calls))
+        axes.set_xticks([], minor=True)
+        least = min(value for curve in curves.values() for value in curve.values())
+        axes.set_ylim(least / 1.5, 20 * least)
         axes.grid(alpha=0.3, which="both")
     panels[0].legend()
     figure.tight_layout()
