@@ -61,7 +61,7 @@ from utils.features import FeatureNetwork, extract, load_features
 from utils.files import load_images, write_atomically
 from utils.metrics import fid, fid_spread
 from utils.noise_scheduler import NoiseSchedule
-from utils.scoring import FLOOR_SEED, METRICS, all_scores, content_hash, score_text
+from utils.scoring import METRICS, all_scores, content_hash, score_text, stand_ins
 from utils.visualization import plot_faults, plot_learning_curves, plot_sampler_curves, save_figure
 
 FOLDER = Path("outputs") / "benchmark"
@@ -96,13 +96,6 @@ def reference_features(network: FeatureNetwork, data_dir: str) -> Tensor:
     """What every score here is held against: the features of MNIST's test set."""
     test, _ = load_dataset("mnist", data_dir, "test")
     return extract(network, test, "the test set", cache=True)
-
-
-def real_images(data_dir: str, count: int) -> Tensor:
-    """(count, 1, 28, 28) uint8 training images, in place of a perfect model's samples."""
-    train, _ = load_dataset("mnist", data_dir, "train")
-    generator = torch.Generator().manual_seed(FLOOR_SEED)
-    return train[torch.randperm(len(train), generator=generator)[:count]]
 
 
 def whole_numbers(flag: str, value: str, at_least: int) -> list[int]:
@@ -478,7 +471,8 @@ def compare(cfg: CompareConfig) -> None:
     device, most = pick_device(cfg.device), max(sizes)
     paths = [Path(part) for part in (cfg.images or "").split(",") if part]
     others = {path.stem: load_images(path, "--images")[:most] for path in paths}
-    sets = {"real training images": real_images(cfg.data_dir, most)}
+    train, _ = load_dataset("mnist", cfg.data_dir, "train")
+    sets = {"real training images": stand_ins(train, most)}
     facts = {}
     for name, trained, diffusion, net in shipped_networks(device):
         sets[name], rate, calls = draw_timed(diffusion, net, most)
@@ -561,7 +555,8 @@ def samplers(cfg: SamplersConfig) -> None:
         return [known[key] for key in keys]
 
     real = "real training images"
-    floors = scores(real, partial(real_images, cfg.data_dir))
+    train, _ = load_dataset("mnist", cfg.data_dir, "train")
+    floors = scores(real, partial(stand_ins, train))
     curves = [{real: dict.fromkeys(calls, floor)} for floor in floors]
     entries = [(name, 1.0) for name in SAMPLER_NAMES] + [(SAMPLER, diffusion.guidance)]
     for sampler, guidance in dict.fromkeys(entries):  # an unguided network's two are one

@@ -25,7 +25,7 @@ from utils.diagnosis import Nearness, class_table, confusion_matrix
 from utils.features import MNISTFeatures, extract, load_features
 from utils.files import load_images, writable_folder, write_atomically
 from utils.metrics import NEAREST_K
-from utils.scoring import FLOOR_SEED, METRICS, Yardstick, content_hash, print_classes, print_scores
+from utils.scoring import METRICS, Yardstick, content_hash, print_classes, print_scores, stand_ins
 from utils.tensorboard_logger import TensorBoardLogger
 from utils.visualization import plot_curve, plot_nearness, plot_scores, save_figure
 
@@ -189,13 +189,12 @@ class Scorer:
         """
         images, labels = load_dataset(self.dataset, self.cfg.data_dir, "train")
         test = load_dataset(self.dataset, self.cfg.data_dir, "test")
-        generator = torch.Generator().manual_seed(FLOOR_SEED)
-        chosen = torch.randperm(len(images), generator=generator)[: len(candidate.images)]
+        count = min(len(candidate.images), len(images))
         sets = {
             "tstr_accuracy": (candidate.images, candidate.labels),
-            "tstr_accuracy_real": (images[chosen], labels[chosen]),
+            "tstr_accuracy_real": (stand_ins(images, count), stand_ins(labels, count)),
         }
-        epochs = -(-TSTR_STEPS // max(1, len(chosen) // 128))
+        epochs = -(-TSTR_STEPS // max(1, count // 128))
         return {
             key: accuracy(train_classifier(*data, self.device, epochs=epochs), *test, self.device)
             for key, data in sets.items()

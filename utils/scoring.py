@@ -32,6 +32,12 @@ def content_hash(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:12]
 
 
+def stand_ins(train: Tensor, count: int) -> Tensor:
+    """`count` of the training images (N, ...), in place of samples. Labels go with theirs."""
+    generator = torch.Generator().manual_seed(FLOOR_SEED)
+    return train[torch.randperm(len(train), generator=generator)[:count]]
+
+
 class Yardstick:
     """What `candidates` are held against, and the floor: as many real images in their place.
 
@@ -47,7 +53,6 @@ class Yardstick:
 
     def __init__(self, cfg: EvalConfig, dataset: str, candidates: Tensor, network: FeatureNetwork):
         self.network = network
-        generator = torch.Generator().manual_seed(FLOOR_SEED)
         if cfg.reference_images:
             self.name = cfg.reference_images
             self.images = load_images(Path(self.name), "--reference_images")
@@ -58,6 +63,7 @@ class Yardstick:
                     f" must be at least {2 * (NEAREST_K + 1)}"
                 )
             self.features = extract(network, self.images, "the reference", cache=True)
+            generator = torch.Generator().manual_seed(FLOOR_SEED)
             half, opposite = torch.randperm(len(self.images), generator=generator).chunk(2)
             self.stand_in, self.stand_in_features = self.images[half], self.features[half]
             self.floor = all_scores(self.stand_in_features, self.features[opposite])
@@ -67,8 +73,7 @@ class Yardstick:
             self._check_size(cfg, candidates)
             train, _ = load_dataset(dataset, cfg.data_dir, "train")
             self.features = extract(network, self.images, "the reference", cache=True)
-            chosen = torch.randperm(len(train), generator=generator)[: len(candidates)]
-            self.stand_in = train[chosen]
+            self.stand_in = stand_ins(train, len(candidates))
             self.stand_in_features = extract(network, self.stand_in, "real images", cache=True)
             self.floor = all_scores(self.stand_in_features, self.features)
 
