@@ -1,10 +1,11 @@
 """Every setting of the project, as frozen values; the command-line flags are made from the fields.
 
-This module imports nothing of the project, so every other file may import it.
+This module imports nothing of the project when it is loaded, so every other file may import it.
 """
 
 import argparse
 import dataclasses
+import importlib
 import math
 import os
 import sys
@@ -13,26 +14,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-MODEL_TYPES = ("unet", "cnn", "resnet")
-DATASETS = ("mnist", "fashion_mnist", "kmnist", "synthetic")
-DIGIT_DATASETS = ("mnist", "synthetic")  # what the classifier can read
-SCHEDULES = ("cosine", "linear")
-PREDICTIONS = ("v", "eps", "x0")
-SAMPLERS = ("dpmpp_2m_sde", "unipc", "dpmpp_2m", "heun", "ddim", "ddpm")
 HALVES = ("left", "right", "top", "bottom")
-SPACINGS = ("linear", "quadratic", "karras", "logsnr")
 DEVICES = ("auto", "cuda", "mps", "cpu")
 INCEPTION_DIMS = (64, 192, 768, 2048)
 PRECISIONS = ("auto", "fp32", "bf16")
+
+# Names that another room defines, read there when a command line is parsed: a new network, sampler
+# or data set is one entry in its own table, and its flag knows it.
+MODELS = "models:MODELS"
+PREDICTIONS = "models.diffusion:TARGETS"
+SAMPLERS = "sampling.samplers:SAMPLERS"
+SCHEDULES = "utils.noise_scheduler:ALPHA_BARS"
+SPACINGS = "utils.noise_scheduler:SPACINGS"
+DATASETS = "utils.data_loader:DATASETS"
 
 SAMPLER = "dpmpp_2m_sde"  # the best in few network calls
 GUIDANCE = 1.5  # mends many digits of a network trained for minutes, and costs a good one little
 GUIDED = (0.6, 2.0)  # the noise levels sigma that decide which class a drawn shape is
 
-GUIDANCE_HELP = f"1: conditional, 0: unconditional, more: stronger; default {GUIDANCE} with labels"
-
-IMAGE_SIZE = 28  # pixels a side, of every data set here
-NUM_CLASSES = 10
+DATA_DIR = "./data"
 
 Config = TypeVar("Config")
 
@@ -42,7 +42,10 @@ class UserError(Exception):
 
 
 def setting(default: Any, help: str, *, choices=None, low=None, above=None, high=None) -> Any:
-    """A config field that knows its help text and its allowed values (`above` is exclusive)."""
+    """A config field that knows its help text and its allowed values (`above` is exclusive).
+
+    `choices` is a tuple, or "module:TABLE" for the names in a table of another module.
+    """
     limits = {"choices": choices, "low": low, "above": above, "high": high}
     return field(default=default, metadata={"help": help, **limits})
 
@@ -51,7 +54,7 @@ def setting(default: Any, help: str, *, choices=None, low=None, above=None, high
 class TrainConfig:
     """What `main.py` trains, and how. A checkpoint carries one, so that it explains itself."""
 
-    model_type: str = setting("unet", "noise predictor", choices=MODEL_TYPES)
+    model_type: str = setting("unet", "noise predictor", choices=MODELS)
     width: int | None = setting(None, "base channels; default 64, resnet 96", low=4, high=1024)
     class_conditional: bool = setting(True, "tell the network which class an image is of")
     label_dropout: float = setting(0.05, "share of labels hidden for guidance", low=0, high=1)
@@ -64,7 +67,8 @@ class TrainConfig:
     t_even: float = setting(0.25, "share of the batch with t drawn evenly instead", low=0, high=1)
 
     dataset: str = setting("mnist", "what to learn", choices=DATASETS)
-    data_dir: str = setting("./data", "where the data is, or is downloaded to")
+    data_dir: str = setting(DATA_DIR, "where the data is, or is downloaded to; folder: the images")
+    test_dir: str | None = setting(None, "folder: test images; default a tenth of --data_dir")
     train_size: int | None = setting(None, "use only the first N training images", low=1)
 
     epochs: int = setting(20, "passes over the data", low=1)
@@ -99,11 +103,12 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class SampleConfig:
-    """What `generate.py` draws."""
+class SamplingConfig:
+    """How to sample. None stands for the checkpoint's value, else for the sampler's own.
 
-    checkpoint: str = setting("checkpoints/pretrained/unet.pth", "the model to sample from")
-    num_samples: int = setting(64, "how many images", low=1)
+    `sampling.draw.resolve` fills in every None; the result is what a score file records.
+    """
+
     sampler: str | None = setting(
         None, f"default {SAMPLER}; unipc to interpolate and reconstruct", choices=SAMPLERS
     )
@@ -111,64 +116,79 @@ class SampleConfig:
     spacing: str | None = setting(
         None, "of noise levels; default from the sampler", choices=SPACINGS
     )
-    seed: int = setting(0, "image k of a seed is always the same image", low=0, high=2**63 - 1)
     eta: float | None = setting(
         None, "share of DDPM's noise; default ddim 0, dpmpp_2m_sde 0.75", low=0, high=1
     )
-    churn: float = setting(0.0, "heun: S_churn, fresh noise over all steps", low=0)
-    label: int | None = setting(None, "class 0-9 (class-conditional models)", low=0, high=9)
+    churn: float | None = setting(None, "heun: S_churn, fresh noise over all steps", low=0)
+    guidance: float | None = setting(
+        None,
+        f"1: conditional, 0: unconditional, more: stronger; default {GUIDANCE} with labels",
+        low=0,
+    )
+    guided_from: float | None = setting(
+        None, f"lowest noise level sigma guided by more than 1; default {GUIDED[0]}", low=0
+    )
+    guided_to: float | None = setting(
+        None, f"highest noise level guided by more than 1; default {GUIDED[1]}", low=0
+    )
+    seed: int = setting(0, "image k of a seed is always the same image", low=0, high=2**63 - 1)
+    batch_size: int | None = setting(
+        None, "images in one network call; default 250, on a GPU 1000", low=1
+    )
+    precision: str = setting("auto", "auto: bf16 where that is fast", choices=PRECISIONS)
+
+    def carried(self) -> dict[str, Any]:
+        """The values given that a checkpoint may carry: how its network is best sampled."""
+        names = {f.name for f in dataclasses.fields(SamplingConfig)} - MACHINE_FIELDS
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+MACHINE_FIELDS = {"seed", "batch_size", "precision"}  # say nothing of a network
+
+
+@dataclass(frozen=True)
+class SampleConfig(SamplingConfig):
+    """What `generate.py` draws."""
+
+    checkpoint: str = setting("checkpoints/pretrained/unet.pth", "the model to sample from")
+    num_samples: int = setting(64, "how many images", low=1)
+    label: str | None = setting(None, "class by name or number (class-conditional models)")
     labels: str | None = setting(None, "classes in turn, as in 0,1,2")
     digits: str | None = setting(None, "write this number, as in 31415926, a digit an image")
-    guidance: float | None = setting(None, GUIDANCE_HELP, low=0)
-    guided_from: float = setting(GUIDED[0], "lowest noise level sigma guided by more than 1", low=0)
-    guided_to: float = setting(GUIDED[1], "highest noise level guided by more than 1", low=0)
     inpaint: str | None = setting(None, "pictures to complete: `test`, a PNG, folder, .npz, .npy")
     mask: str | None = setting(None, f"what to draw anew ({', '.join(HALVES)}, or a PNG: white)")
     reconstruct: str | None = setting(None, "pictures to encode into noise and to draw from it")
     interpolate: str | None = setting(None, "two seeds, as in 3,4, to draw what lies between")
-    data_dir: str = setting("./data", "where the pictures of `test` are, or are downloaded to")
-    batch_size: int | None = setting(
-        None, "images in one network call; default 250, on a GPU 1000", low=1
-    )
+    data_dir: str | None = setting(None, "where the pictures of `test` are; default as in training")
+    test_dir: str | None = setting(None, "folder: test images; default as in training")
     device: str = setting("auto", "where to compute", choices=DEVICES)
-    precision: str = setting("auto", "auto: bf16 where that is fast", choices=PRECISIONS)
     output: str = setting("outputs/samples.png", "PNG grid to write")
-    npz: str | None = setting(None, "also write `images`, uint8 (N, 1, 28, 28), to this file")
+    npz: str | None = setting(None, "also write `images`, uint8 (N, C, H, W), to this file")
     strip: str | None = setting(None, "also write a PNG of the denoising path of 8 images")
     animate: str | None = setting(None, "also write a GIF of it, x_t beside x0_hat, 100 images")
 
 
 @dataclass(frozen=True)
-class EvalConfig:
+class EvalConfig(SamplingConfig):
     """What `validation.py` scores, and against what."""
 
     path_to_model: str | None = setting(None, "checkpoint to score")
     experiment_name: str | None = setting(None, "run folder; without --path_to_model its last")
-    model_type: str | None = setting(None, "checked against the model", choices=MODEL_TYPES)
+    model_type: str | None = setting(None, "checked against the model", choices=MODELS)
     validate_all: bool = setting(False, "score every checkpoint of --experiment_name")
-    images: str | None = setting(None, "score a folder of PNGs, .npz or .npy, not a model")
+    images: str | None = setting(None, "score a folder of images, .npz or .npy, not a model")
     reference_images: str | None = setting(None, "compare with these, not the data's test set")
     num_samples: int = setting(10_000, "how many images to score", low=6)
     features: str = setting("mnist", "feature network", choices=("mnist", "inception"))
     dims: int = setting(2048, "Inception layer", choices=INCEPTION_DIMS)
     memorization: bool = setting(False, "look for copies of training images")
     tstr: bool = setting(False, "train on synthetic, test on real (class-conditional models)")
-    sampler: str = setting(SAMPLER, "sampling method", choices=SAMPLERS)
-    steps: int | None = setting(None, "sampling steps; default from the sampler", low=1)
-    spacing: str | None = setting(
-        None, "of noise levels; default from the sampler", choices=SPACINGS
-    )
-    guidance: float | None = setting(None, GUIDANCE_HELP, low=0)
-    guided_from: float = setting(GUIDED[0], "lowest noise level sigma guided by more than 1", low=0)
-    guided_to: float = setting(GUIDED[1], "highest noise level guided by more than 1", low=0)
-    seed: int = setting(0, "seed of the samples", low=0, high=2**63 - 1)
-    batch_size: int | None = setting(
-        None, "images in one network call; default 250, on a GPU 1000", low=1
-    )
     device: str = setting("auto", "where to compute", choices=DEVICES)
-    precision: str = setting("auto", "auto: bf16 where that is fast", choices=PRECISIONS)
     dataset: str = setting("mnist", "reference for --images", choices=DATASETS)
-    data_dir: str = setting("./data", "where the data is, or is downloaded to")
+    data_dir: str | None = setting(
+        None, "where the data is, or is downloaded to; default as in training"
+    )
+    test_dir: str | None = setting(None, "folder: test images; default as in training")
     json: str | None = setting(None, "result file; default outputs/<experiment>/scores_....json")
 
 
@@ -185,10 +205,19 @@ def _field_type(f: dataclasses.Field) -> type:
     return next(kind for kind in (bool, int, float, str) if kind in named)
 
 
+def _choices(f: dataclasses.Field) -> tuple:
+    """The values that a field may have; () where they are not listed."""
+    choices = f.metadata["choices"] or ()
+    if isinstance(choices, str):
+        module, table = choices.split(":")
+        return tuple(getattr(importlib.import_module(module), table))
+    return choices
+
+
 def _describe(f: dataclasses.Field) -> str:
     """The allowed values in words, e.g. 'an integer >= 1'."""
-    if f.metadata["choices"]:
-        return "one of " + ", ".join(map(str, f.metadata["choices"]))
+    if _choices(f):
+        return "one of " + ", ".join(map(str, _choices(f)))
     noun = {int: "an integer", float: "a number", str: "text", bool: "a boolean"}[_field_type(f)]
     signs = {"low": ">=", "above": ">", "high": "<="}
     limits = [f"{s} {f.metadata[k]:g}" for k, s in signs.items() if f.metadata[k] is not None]
@@ -210,11 +239,8 @@ def check(config: Config) -> Config:
                 and (limits["above"] is None or value > limits["above"])
                 and (limits["high"] is None or value <= limits["high"])
             )
-        if not ok or (limits["choices"] and value not in limits["choices"]):
+        if not ok or (limits["choices"] and value not in _choices(f)):
             raise UserError(f"--{f.name} {value}: must be {_describe(f)}")
-    low, high = getattr(config, "guided_from", 0), getattr(config, "guided_to", 0)
-    if low > high:
-        raise UserError(f"--guided_from {low:g}: must be a number <= --guided_to, {high:g}")
     name = getattr(config, "experiment_name", None)
     if name is not None and (not name.strip(".") or set(name) & set("/\\\0\n")):
         raise UserError(f"--experiment_name {name!r}: must be a plain folder name")
@@ -234,8 +260,8 @@ def parse(kind: type[Config], description: str, argv: list[str] | None = None) -
     parser = _Parser(description=description, allow_abbrev=False)
     for f in dataclasses.fields(kind):
         text = f.metadata["help"]
-        if f.metadata["choices"]:
-            text += f" ({', '.join(map(str, f.metadata['choices']))})"
+        if _choices(f):
+            text += f" ({', '.join(map(str, _choices(f)))})"
         if f.default not in (None, False):
             text += f" [{f.default}]"
         text = text.replace("%", "%%")

@@ -4,47 +4,36 @@ Each score is printed beside its floor: what as many real images get from the sa
 against the same reference. A model is as good as real data when it reaches the floor.
 """
 
+import dataclasses
 import json
 import sys
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from config import DIGIT_DATASETS, EvalConfig, UserError, parse, run
-from generate import count_evaluated, draw_images, load_model
-from models.drawing import pick_labels
-from models.samplers import SAMPLERS, check_steps
+from config import DATA_DIR, EvalConfig, UserError, parse, run
+from models.trained import TrainedModel, load_trained
+from sampling.draw import count_evaluated, draw_images, labels_for, resolve
+from scoring.evaluation import Candidate, Scorer
+from scoring.features import check_features, load_features
+from scoring.metrics import NEAREST_K
+from scoring.yardstick import (
+    METRICS,
+    Yardstick,
+    content_hash,
+    print_classes,
+    print_scores,
+    stand_ins,
+)
 from utils import distributed
 from utils.checkpoint import epoch_number, list_checkpoints
-from utils.classifier import accuracy, train_classifier
-from utils.data_loader import load_dataset
+from utils.data_loader import describe, load_dataset
 from utils.device import arithmetic, pick_device
-from utils.diagnosis import Nearness, class_table, confusion_matrix
-from utils.features import MNISTFeatures, extract, load_features
 from utils.files import load_images, writable_folder, write_atomically
-from utils.metrics import NEAREST_K
-from utils.scoring import METRICS, Yardstick, content_hash, print_classes, print_scores, stand_ins
 from utils.tensorboard_logger import TensorBoardLogger
-from utils.visualization import plot_curve, plot_nearness, plot_scores, save_figure
-
-TSTR_STEPS = 1000  # of training each of the two classifiers
-
-
-@dataclass
-class Candidate:
-    """What is scored.
-
-    images: uint8 (N, 1, H, W). labels: (N,) int64 that were asked for, or None. name: the folder
-    under outputs/. dataset: what they should look like. facts: where they are from.
-    """
-
-    images: Tensor
-    labels: Tensor | None
-    name: str
-    dataset: str
-    facts: dict
+from utils.visualization import plot_curve, plot_scores, save_figure
 
 
 def find_models(cfg: EvalConfig) -> list[Path]:
@@ -60,145 +49,80 @@ def find_models(cfg: EvalConfig) -> list[Path]:
     return saved if cfg.validate_all else saved[-1:]
 
 
-def draw_candidate(cfg: EvalConfig, path: Path, device: torch.device) -> Candidate:
+def load_model(cfg: EvalConfig, path: Path, device: torch.device) -> TrainedModel:
+    """The model to score. Raises UserError where it is not what the flags say."""
+    model = load_trained(path, device, "--path_to_model")
+    if cfg.model_type and cfg.model_type != model.config.model_type:
+        raise UserError(f"--model_type {cfg.model_type}: {path} holds a {model.config.model_type}")
+    check_features(cfg.features, model.data.shape, f"--path_to_model {path}")
+    return model
+
+
+def draw_candidate(cfg: EvalConfig, path: Path, model: TrainedModel) -> Candidate:
     """Sample from a checkpoint, and count what an image costs."""
-    train_cfg, diffusion, net = load_model(path, device, "--path_to_model")
-    if cfg.model_type and cfg.model_type != train_cfg.model_type:
-        raise UserError(f"--model_type {cfg.model_type}: {path} holds a {train_cfg.model_type}")
-    labels = pick_labels(net, cfg.num_samples, cfg.seed)
-    guidance = diffusion.guidance if cfg.guidance is None else cfg.guidance
-    if labels is None and (cfg.tstr or guidance != 1):
-        flag = "--tstr" if cfg.tstr else f"--guidance {guidance:g}"
+    sampling = resolve(cfg, model)
+    labels = labels_for(model, cfg.num_samples, cfg.seed)
+    if labels is None and (cfg.tstr or sampling.guidance != 1):
+        flag = "--tstr" if cfg.tstr else f"--guidance {sampling.guidance:g}"
         raise UserError(f"{flag}: {path} is unconditional, and its images have no labels")
-    steps = check_steps(cfg.steps, cfg.sampler, train_cfg.timesteps)
-    spacing = cfg.spacing or SAMPLERS[cfg.sampler].spacing
-    options = {"sampler": cfg.sampler, "steps": steps, "spacing": spacing, "seed": cfg.seed}
-    options |= {"guidance": guidance, "guided": (cfg.guided_from, cfg.guided_to)}
-    evaluated = count_evaluated(net)  # by this process
-    images = draw_images(
-        diffusion,
-        net,
-        cfg.num_samples,
-        f"drawing with {path.name}",
-        labels=labels,
-        batch_size=cfg.batch_size,
-        precision=cfg.precision,
-        **options,
-    )
+    evaluated = count_evaluated(model.net)  # by this process
+    what = f"drawing with {path.name}"
+    images = draw_images(model, cfg.num_samples, sampling, what, labels=labels)
+    options = dataclasses.asdict(sampling)
+    del options["precision"]  # a metric has that name, and `arithmetic` says what it came to
     facts = {
         "model": str(path),
         "model_hash": content_hash(path.read_bytes()),
-        "model_type": train_cfg.model_type,
+        "model_type": model.config.model_type,
         **options,
-        "arithmetic": arithmetic(device, cfg.precision),
+        "arithmetic": arithmetic(model.device, cfg.precision),
         "network_calls": distributed.total(sum(evaluated)) / cfg.num_samples,
     }
-    name = cfg.experiment_name or path.parent.name
-    return Candidate(images, labels, name, train_cfg.dataset, facts)
+    return Candidate(images, labels, cfg.experiment_name or path.parent.name, facts)
 
 
 def read_candidate(cfg: EvalConfig) -> Candidate:
-    """Anybody's images, from a folder of PNGs, a .npz or a .npy."""
+    """Anybody's images, from a folder of pictures, a .npz or a .npy."""
     path = Path(cfg.images)
     images = load_images(path, "--images")[: cfg.num_samples]
     if len(images) <= NEAREST_K:
         raise UserError(
             f"--images {path}: holds {len(images)} images, must be at least {NEAREST_K + 1}"
         )
+    check_features(cfg.features, tuple(images.shape[1:]), f"--images {path}")
     facts = {"images": cfg.images, "images_hash": content_hash(images.numpy().tobytes())}
-    return Candidate(images, None, cfg.experiment_name or path.stem, cfg.dataset, facts)
+    return Candidate(images, None, cfg.experiment_name or path.stem, facts)
 
 
-class Scorer:
-    """Feature networks and real data, loaded once, and everything that can be asked of a candidate.
+def make_scorer(
+    cfg: EvalConfig, candidate: Candidate, model: TrainedModel | None, device: torch.device
+) -> Scorer:
+    """The reference is the test set of the model's data, or --reference_images."""
+    name = model.config.dataset if model else cfg.dataset
+    data_dir = cfg.data_dir or (model.config.data_dir if model else DATA_DIR)
+    test_dir = cfg.test_dir or (model.config.test_dir if model else None)
+    real = partial(load_dataset, name, data_dir, test_dir=test_dir)
+    stand_in, reference = None, cfg.reference_images
+    if reference:
+        fewest = 2 * (NEAREST_K + 1)  # as one half of them is held against the other
+        images = load_images(Path(reference), "--reference_images", at_least=fewest)
+    else:
+        reference, images = f"{name} test set", real("test").images
+    check_shapes(cfg, candidate.images, images, reference)
+    if not cfg.reference_images:
+        stand_in = stand_ins(real("train").images, len(candidate.images))
+    network = load_features(cfg.features, cfg.dims, device)
+    yardstick = Yardstick(network, reference, images, stand_in)
+    info = model.data if model else describe(name, candidate.images)
+    return Scorer(network, yardstick, info, real, device)
 
-    evaluate() returns the content of the JSON file: at least fid, fid_floor, n and features.
-    """
 
-    def __init__(self, cfg: EvalConfig, candidate: Candidate, device: torch.device):
-        self.cfg, self.dataset, self.device = cfg, candidate.dataset, device
-        self.network = load_features(cfg.features, cfg.dims, device)
-        self.yardstick = Yardstick(cfg, self.dataset, candidate.images, self.network)
-        # the classifier sorts samples and finds copies, whatever network scores them
-        shared = self.network.name == MNISTFeatures.name
-        self.classifier = self.network if shared else MNISTFeatures(device)
-
-    def evaluate(self, candidate: Candidate) -> dict:
-        images, cfg = candidate.images, self.cfg
-        features = extract(self.network, images, "samples")
-        seen = features
-        if self.classifier is not self.network:
-            seen = extract(self.classifier, images, "samples")
-        scores = self.yardstick.score(features)
-        scores |= {"experiment": candidate.name, **candidate.facts}
-        scores["warnings"] = self.yardstick.warnings(len(images))
-        if self.dataset in DIGIT_DATASETS:
-            scores |= self.classes(candidate, features, seen)
-        elif self.network is self.classifier:
-            scores["warnings"].append(f"features mnist were learnt on digits, not {self.dataset}")
-        if cfg.memorization:
-            scores |= self.memorization(candidate, seen)
-        if cfg.tstr:
-            scores |= self.usefulness(candidate)
-        return scores
-
-    def classes(self, candidate: Candidate, features: Tensor, seen: Tensor) -> dict:
-        """What the classifier makes of the samples, class by class."""
-        yardstick = self.yardstick
-        probabilities = {
-            "samples": self.classifier.probabilities(seen),
-            "floor": self.real_probabilities(yardstick.stand_in),
-            "reference": self.real_probabilities(yardstick.images),
-        }
-        by_set = {"samples": features, "floor": yardstick.stand_in_features}
-        by_set["reference"] = yardstick.features
-        found = {"classes": class_table(probabilities, by_set, candidate.labels)}
-        if candidate.labels is not None:
-            digits = probabilities["samples"].argmax(dim=1)
-            found["agreement"] = (digits == candidate.labels).double().mean().item()
-            found["confusion"] = confusion_matrix(candidate.labels, digits).tolist()
-        return found
-
-    def real_probabilities(self, images: Tensor) -> Tensor:
-        return self.classifier.probabilities(
-            extract(self.classifier, images, "real images", cache=True)
-        )
-
-    def memorization(self, candidate: Candidate, seen: Tensor) -> dict:
-        """Are samples copies of training images, in pixels or in features of the classifier?"""
-        train, labels = load_dataset(self.dataset, self.cfg.data_dir, "train")
-        test, _ = load_dataset(self.dataset, self.cfg.data_dir, "test")
-        pixels = [x.flatten(1).float() / 255 for x in (candidate.images, test, train)]
-        real = [extract(self.classifier, x, "real images", cache=True) for x in (test, train)]
-        spaces = {"pixels": Nearness(*pixels), "features": Nearness(seen, *real)}
-        figure = plot_nearness(spaces, candidate.images, train, labels)
-        save_figure(Path("outputs") / candidate.name / "memorization.png", figure)
-        found = {}
-        for space, nearness in spaces.items():
-            found[f"{space}_closer"] = nearness.closer
-            found[f"{space}_closest_percent"] = nearness.closest_percent
-            found[f"{space}_median"] = nearness.samples.median().item()
-            found[f"{space}_median_test"] = nearness.test.median().item()
-        return {f"memorization_{key}": value for key, value in found.items()}
-
-    def usefulness(self, candidate: Candidate) -> dict:
-        """Train on synthetic, test on real (Esteban et al. 2017), beside train on real.
-
-        One classifier learns from the samples and the labels they were asked to be, the other from
-        as many training images; both for the same number of steps, however few images there are.
-        """
-        images, labels = load_dataset(self.dataset, self.cfg.data_dir, "train")
-        test = load_dataset(self.dataset, self.cfg.data_dir, "test")
-        count = min(len(candidate.images), len(images))
-        sets = {
-            "tstr_accuracy": (candidate.images, candidate.labels),
-            "tstr_accuracy_real": (stand_ins(images, count), stand_ins(labels, count)),
-        }
-        epochs = -(-TSTR_STEPS // max(1, count // 128))
-        return {
-            key: accuracy(train_classifier(*data, self.device, epochs=epochs), *test, self.device)
-            for key, data in sets.items()
-        }
+def check_shapes(cfg: EvalConfig, images: Tensor, reference: Tensor, name: str) -> None:
+    """Raises UserError where samples and reference differ in size or colour."""
+    size, wanted = tuple(images.shape[1:]), tuple(reference.shape[1:])
+    if size != wanted:
+        what = f"--images {cfg.images}" if cfg.images else "the samples"
+        raise UserError(f"{what}: are of size {size}, must be {wanted} as in {name}")
 
 
 def write_scores(path: Path, scores: dict | list) -> None:
@@ -208,14 +132,17 @@ def write_scores(path: Path, scores: dict | list) -> None:
 
 def validate_one(cfg: EvalConfig, device: torch.device) -> None:
     """Score one candidate; table, JSON and figure."""
+    model = None
     if cfg.images:
         candidate = read_candidate(cfg)
     else:
-        candidate = draw_candidate(cfg, find_models(cfg)[0], device)
+        path = find_models(cfg)[0]
+        model = load_model(cfg, path, device)
+        candidate = draw_candidate(cfg, path, model)
     if not distributed.is_first():
         return
-    scorer = Scorer(cfg, candidate, device)
-    scores = scorer.evaluate(candidate)
+    scorer = make_scorer(cfg, candidate, model, device)
+    scores = scorer.evaluate(candidate, cfg.memorization, cfg.tstr)
     folder = Path("outputs") / candidate.name
     name = f"scores_{scores['features']}_{scores['n']}"
     save_figure(folder / f"{name}.png", plot_scores(scores, candidate.images))
@@ -231,16 +158,17 @@ def validate_all(cfg: EvalConfig, device: torch.device) -> None:
     """Score every checkpoint of an experiment; a curve, TensorBoard scalars and one JSON file."""
     scorer, logger, found = None, None, []
     for path in find_models(cfg):
-        candidate = draw_candidate(cfg, path, device)
+        model = load_model(cfg, path, device)
+        candidate = draw_candidate(cfg, path, model)
         if not distributed.is_first():
             continue
-        scorer = scorer or Scorer(cfg, candidate, device)
-        scores = {"epoch": epoch_number(path), **scorer.evaluate(candidate)}
-        found.append(scores)
+        scorer = scorer or make_scorer(cfg, candidate, model, device)
+        scores = scorer.evaluate(candidate, cfg.memorization, cfg.tstr)
+        found.append({"epoch": epoch_number(path), **scores})
         print(f"{path}: fid {scores['fid']:.3f}, floor {scores['fid_floor']:.3f}")
         logger = logger or TensorBoardLogger(Path("runs") / cfg.experiment_name / "validation")
         values = {f"{name}_{scores['features']}": scores[name] for name in METRICS}
-        logger.scalars(scores["epoch"], group="validation", **values)
+        logger.scalars(epoch_number(path), group="validation", **values)
     if not distributed.is_first():
         return
     logger.close()
@@ -253,7 +181,7 @@ def validate_all(cfg: EvalConfig, device: torch.device) -> None:
 def main() -> None:
     cfg = parse(EvalConfig, "Score a model, or any images, against real ones.")
     if cfg.images:
-        for flag in ("path_to_model", "validate_all", "tstr"):
+        for flag in ("path_to_model", "validate_all", "tstr", *cfg.carried()):
             if getattr(cfg, flag):
                 raise UserError(f"--images and --{flag}: give one of them")
     if cfg.validate_all and (cfg.path_to_model or not cfg.experiment_name):

@@ -3,15 +3,15 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.layers import Conditioning, LayerNorm2d, ResidualBlock, zero_init
+from models.layers import Conditioning, LayerNorm2d, NoisePredictor, ResidualBlock, zero_init
 
 
-class ResNet(nn.Module):
+class ResNet(NoisePredictor):
     """A stack of residual blocks (He et al. 2016) that never changes resolution.
 
-    It sees the image as 2x2 blocks of pixels, 28x28x1 -> 14x14x4: nothing is lost, and every
-    convolution costs a quarter. Every block's first convolution is dilated (Yu & Koltun 2016), by
-    1, 2, 4, 1, ..., so that the whole image is in reach after a few of them.
+    It sees the image as 2x2 blocks of pixels, C x H x W -> 4C x H/2 x W/2: nothing is lost, and
+    every convolution costs a quarter. Every block's first convolution is dilated (Yu & Koltun
+    2016), by 1, 2, 4, 1, ..., so that the whole image is in reach after a few of them.
 
     Args:
         in_channels: image channels C.
@@ -21,8 +21,7 @@ class ResNet(nn.Module):
     """
 
     def __init__(self, in_channels: int = 1, width: int = 96, num_classes: int = 0, depth: int = 7):
-        super().__init__()
-        self.num_classes = num_classes
+        super().__init__(num_classes)
         self.condition = Conditioning(2 * width, num_classes)
         self.stem = nn.Conv2d(4 * in_channels, width, 3, padding=1)
         self.blocks = nn.ModuleList(
@@ -32,9 +31,9 @@ class ResNet(nn.Module):
         self.head = zero_init(nn.Conv2d(width, 4 * in_channels, 3, padding=1))
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """x_t (B, C, 28, 28), t (B,) in [0, T - 1], y (B,) labels or None -> (B, C, 28, 28)."""
+        """x_t (B, C, H, W), t (B,) in [0, T - 1], y (B,) labels or None -> (B, C, H, W)."""
         c = self.condition(t, y)
-        h = self.stem(F.pixel_unshuffle(x_t, 2))  # (B, width, 14, 14)
+        h = self.stem(F.pixel_unshuffle(x_t, 2))  # (B, width, H/2, W/2)
         for block in self.blocks:
             h = block(h, c)
         return F.pixel_shuffle(self.head(F.silu(self.norm(h))), 2)

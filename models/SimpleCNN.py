@@ -3,16 +3,16 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.layers import Conditioning, LayerNorm2d, scale_shift, zero_init
+from models.layers import Conditioning, LayerNorm2d, NoisePredictor, scale_shift, zero_init
 
 DILATIONS = (1, 2, 4, 1, 2, 4, 2, 1)  # pixels between the taps of each layer's convolution
 
 
-class SimpleCNN(nn.Module):
+class SimpleCNN(NoisePredictor):
     """Eight times (conv, norm, scale-shift by t and y, SiLU), each added to its input; no more.
 
-    It sees the image as 2x2 blocks of pixels, 28x28x1 -> 14x14x4, and its convolutions are dilated
-    (Yu & Koltun 2016), so that eight of them reach from one corner to the other.
+    It sees the image as 2x2 blocks of pixels, C x H x W -> 4C x H/2 x W/2. Its convolutions are
+    dilated (Yu & Koltun 2016), so that eight of them reach from one corner to the other.
 
     Args:
         in_channels: image channels C.
@@ -21,8 +21,7 @@ class SimpleCNN(nn.Module):
     """
 
     def __init__(self, in_channels: int = 1, width: int = 64, num_classes: int = 0):
-        super().__init__()
-        self.num_classes = num_classes
+        super().__init__(num_classes)
         self.condition = Conditioning(2 * width, num_classes)
         self.stem = nn.Conv2d(4 * in_channels, width, 3, padding=1)
         self.convs = nn.ModuleList(
@@ -33,9 +32,9 @@ class SimpleCNN(nn.Module):
         self.head = zero_init(nn.Conv2d(width, 4 * in_channels, 3, padding=1))
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """x_t (B, C, 28, 28), t (B,) in [0, T - 1], y (B,) labels or None -> (B, C, 28, 28)."""
+        """x_t (B, C, H, W), t (B,) in [0, T - 1], y (B,) labels or None -> (B, C, H, W)."""
         c = self.condition(t, y)
-        h = self.stem(F.pixel_unshuffle(x_t, 2))  # (B, width, 14, 14)
+        h = self.stem(F.pixel_unshuffle(x_t, 2))  # (B, width, H/2, W/2)
         for conv, norm, film in zip(self.convs, self.norms, self.films, strict=True):
             h = h + F.silu(scale_shift(norm(conv(h)), film(c)))
         return F.pixel_shuffle(self.head(h), 2)

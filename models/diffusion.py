@@ -36,9 +36,6 @@ class Diffusion:
     A network is called as net(x_t, t, y): x_t (B, C, H, W) float32, variance preserving; t (B,)
     float32 in [0, T - 1]; y (B,) int64 labels or None. It returns what `prediction` names, shaped
     like x_t. Images are in [-1, 1].
-
-    Attributes:
-        guidance: the scale to sample with, where nobody asks for another.
     """
 
     def __init__(
@@ -48,11 +45,8 @@ class Diffusion:
         t_mean: float = 0.0,
         t_std: float = 1.0,
         t_even: float = 0.0,
-        *,
-        guidance: float = 1.0,
         device="cpu",
     ):
-        self.guidance = guidance
         self.schedule, self.t_mean, self.t_std, self.t_even = schedule, t_mean, t_std, t_even
         self.target, self.to_x0 = TARGETS[prediction], TO_X0[prediction]
         self.sqrt_alpha_bar = schedule.alpha_bar.sqrt().float().to(device)
@@ -110,7 +104,7 @@ class Diffusion:
         self,
         net: nn.Module,
         labels: Tensor | None = None,
-        guidance: float | None = None,
+        guidance: float = 1.0,
         guided: tuple[float, float] = (0.0, math.inf),
     ) -> Denoiser:
         """The function D(x, sigma) -> x0_hat that samplers integrate.
@@ -120,14 +114,11 @@ class Diffusion:
 
         Guidance (Ho & Salimans 2022) 1 is the conditional prediction and 0 the unconditional one,
         one network call each; any other value blends both, run as one batch of 2B:
-        unconditional + guidance * (conditional - unconditional). Without labels it is unused, and
-        None is the scale that this process has.
+        unconditional + guidance * (conditional - unconditional). Without labels it is unused.
         More than 1 applies at the noise levels `guided`, both included, and is 1 at the others:
         above them guidance narrows what is drawn, and below it changes nothing but the time taken
         (Kynkäänniemi et al. 2024).
         """
-
-        guidance = self.guidance if guidance is None else guidance
 
         def predict(x_t: Tensor, t: Tensor, scale: float) -> Tensor:
             if labels is None or scale == 0:

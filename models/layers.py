@@ -1,4 +1,4 @@
-"""The parts that the three networks share: conditioning on t and y, and the residual block."""
+"""What the networks share: their base, conditioning on t and y, and the residual block."""
 
 import math
 
@@ -17,15 +17,30 @@ def timestep_embedding(t: Tensor, dim: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
+class NoisePredictor(nn.Module):
+    """The base of every network: what others must know of one, declared by itself.
+
+    A network is made as Network(in_channels=C, num_classes=K), with `width` where it is asked for,
+    and called as net(x_t, t, y), see `Diffusion`.
+
+    Attributes:
+        num_classes: 0, or the number of labels (label `num_classes` is then the null label).
+        outer: the names of the parts that meet images, labels or predictions. Muon is for the
+            weights between other layers, so AdamW trains these.
+    """
+
+    outer: tuple[str, ...] = ("stem", "head", "condition.label")
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.num_classes = num_classes
+
+
 class Conditioning(nn.Module):
     """Timestep and optional class label -> one vector (B, dim) that every block reads.
 
     Label `num_classes` is the null label: "any class". Networks without labels have
     num_classes = 0 and take y = None only.
-
-    Attributes:
-        label_shares: (num_classes,) how often each label is drawn when none is asked for: as often
-            as in the training data, which training writes here.
     """
 
     def __init__(self, dim: int, num_classes: int = 0):
@@ -33,8 +48,6 @@ class Conditioning(nn.Module):
         self.num_classes = num_classes
         self.mlp = nn.Sequential(nn.Linear(64, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.label = nn.Embedding(num_classes + 1, dim) if num_classes else None
-        if num_classes:
-            self.register_buffer("label_shares", torch.full((num_classes,), 1 / num_classes))
 
     def forward(self, t: Tensor, y: Tensor | None) -> Tensor:
         """Raises ValueError when labels are given to a network that has none."""

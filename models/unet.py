@@ -1,4 +1,4 @@
-"""U-Net noise predictor: fine detail at 14x14, global shape at 7x7, skips between them."""
+"""U-Net noise predictor: detail at half size, shape at a quarter, skips between them."""
 
 import math
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.layers import Conditioning, LayerNorm2d, ResidualBlock, zero_init
+from models.layers import Conditioning, LayerNorm2d, NoisePredictor, ResidualBlock, zero_init
 
 
 class Attention(nn.Module):
@@ -33,21 +33,20 @@ class Attention(nn.Module):
         return x + self.out(h.reshape(batch, channels, height, width))
 
 
-class UNet(nn.Module):
+class UNet(NoisePredictor):
     """U-Net (Ronneberger et al. 2015) for diffusion, after Ho et al. 2020, made for small images.
 
-    It sees the image as 2x2 blocks of pixels, 28x28x1 -> 14x14x4: nothing is lost, and every
-    convolution costs a quarter.
+    It sees the image as 2x2 blocks of pixels, C x H x W -> 4C x H/2 x W/2: nothing is lost, and
+    every convolution costs a quarter.
 
     Args:
         in_channels: image channels C.
-        width: channels at 14x14; twice as many at 7x7.
+        width: channels at half size; twice as many at a quarter.
         num_classes: 0, or the number of labels (label `num_classes` is then the null label).
     """
 
     def __init__(self, in_channels: int = 1, width: int = 64, num_classes: int = 0):
-        super().__init__()
-        self.num_classes = num_classes
+        super().__init__(num_classes)
         cond_dim, deep = 2 * width, 2 * width
         self.condition = Conditioning(cond_dim, num_classes)
         self.stem = nn.Conv2d(4 * in_channels, width, 3, padding=1)
@@ -64,12 +63,12 @@ class UNet(nn.Module):
         self.head = zero_init(nn.Conv2d(width, 4 * in_channels, 3, padding=1))
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """x_t (B, C, 28, 28), t (B,) in [0, T - 1], y (B,) labels or None -> (B, C, 28, 28)."""
+        """x_t (B, C, H, W), t (B,) in [0, T - 1], y (B,) labels or None -> (B, C, H, W)."""
         c = self.condition(t, y)
-        h1 = self.down1(self.stem(F.pixel_unshuffle(x_t, 2)), c)  # (B, width, 14, 14)
-        h2 = self.down2(self.downsample(h1), c)  # (B, deep, 7, 7)
+        h1 = self.down1(self.stem(F.pixel_unshuffle(x_t, 2)), c)  # (B, width, H/2, W/2)
+        h2 = self.down2(self.downsample(h1), c)  # (B, deep, H/4, W/4)
         h = self.middle2(self.middle1(self.attention(h2), c), c)
         h = self.up2(torch.cat([h, h2], dim=1), c)
-        h = F.pixel_shuffle(self.upsample(h), 2)  # (B, width, 14, 14)
+        h = F.pixel_shuffle(self.upsample(h), 2)  # (B, width, H/2, W/2)
         h = self.up1(h + h1, c)
         return F.pixel_shuffle(self.head(F.silu(self.norm(h))), 2)

@@ -1,5 +1,6 @@
 """Shared by the tests: a folder of their own, the scripts' command lines, a tiny trained model."""
 
+import dataclasses
 import importlib
 import os
 import subprocess
@@ -12,16 +13,24 @@ import torch
 from config import TrainConfig, run
 from models import build_model
 from utils.checkpoint import save_checkpoint
+from utils.data_loader import DatasetInfo
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--dataset", "synthetic", "--train_size", 200, "--batch_size", 50, "--width", 8]
 TINY += ["--timesteps", 20]
+DIGITS = DatasetInfo("synthetic", 1, 28, 28, tuple("0123456789"), (0.1,) * 10)
 WITH_PATH = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 def shell(script, *arguments, **options):
     command = [sys.executable, str(ROOT / f"{script}.py"), *map(str, arguments)]
     return subprocess.Popen(command, env=WITH_PATH, stderr=subprocess.PIPE, text=True, **options)
+
+
+def save_model(path, cfg, weights, data=DIGITS, **more):
+    """Write a checkpoint that can be sampled from."""
+    values = {"config": vars(cfg), "data": dataclasses.asdict(data), "sampling": {}}
+    save_checkpoint(path, {**values, "ema": weights, **more})
 
 
 def same(a, b):
@@ -47,8 +56,9 @@ def cli(monkeypatch, capsys):
     def call(script: str, *arguments) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, arguments)])
         capsys.readouterr()
+        module = f"{script}.__main__" if script == "benchmarks" else script
         with pytest.raises(SystemExit) as end:
-            run(importlib.import_module(script).main)
+            run(importlib.import_module(module).main)
         return end.value.code, *capsys.readouterr()
 
     return call
@@ -72,12 +82,11 @@ def refuses(cli):
 def tiny_checkpoint(own_folder):
     """A function that writes an untrained tiny model and returns its path."""
 
-    def make(name: str = "tiny.pth", **settings) -> Path:
-        cfg = TrainConfig(**{"width": 8, "timesteps": 20, "dataset": "synthetic", **settings})
+    def make(name: str = "tiny.pth", data: DatasetInfo = DIGITS, sampling=None, **settings) -> Path:
+        cfg = TrainConfig(**{"width": 8, "timesteps": 20, "dataset": data.name, **settings})
         torch.manual_seed(0)
-        weights = build_model(cfg).state_dict()
         path = own_folder / name
-        save_checkpoint(path, {"config": vars(cfg), "ema": weights})
+        save_model(path, cfg, build_model(cfg, data).state_dict(), data, sampling=sampling or {})
         return path
 
     return make

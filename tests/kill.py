@@ -15,8 +15,10 @@ from pathlib import Path
 import torch
 
 from config import TrainConfig
-from main import train
+from training.denoising import DenoisingTrainer
+from training.loop import train
 from utils.checkpoint import list_checkpoints, load_checkpoint
+from utils.data_loader import load_dataset
 
 SETTINGS = {"dataset": "synthetic", "train_size": 200, "batch_size": 20, "width": 8}
 SETTINGS |= {"timesteps": 20, "device": "cpu", "sample_every": 0, "save_every": 1e-6, "keep": 2}
@@ -29,7 +31,8 @@ def child(cfg: TrainConfig) -> int:
     if pid == 0:
         sys.stdout = sys.stderr = QUIET
         try:
-            train(cfg)
+            data = load_dataset(cfg.dataset, cfg.data_dir, "train", limit=cfg.train_size)
+            train(DenoisingTrainer(cfg, data.info, torch.device("cpu")), data)
         except BaseException as error:
             QUIET.close()
             os.write(2, f"{type(error).__name__}: {error}\n".encode())

@@ -1,18 +1,19 @@
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from config import TrainConfig, UserError
-from tests.conftest import ROOT, WITH_PATH
+from models.trained import load_trained
+from tests.conftest import DIGITS, ROOT, WITH_PATH, same, save_model
 from utils.checkpoint import (
     list_checkpoints,
     load_checkpoint,
     prune_checkpoints,
-    save_checkpoint,
 )
 from utils.files import writable_folder, write_atomically
 
@@ -21,14 +22,14 @@ import os, random, time
 from pathlib import Path
 import torch
 from config import TrainConfig
-from utils.checkpoint import load_checkpoint, save_checkpoint
+from tests.conftest import save_model
+from utils.checkpoint import load_checkpoint
 
 torch.set_num_threads(1)  # a fork does not take the thread pool along
 path = Path("model_epoch_0.pth")
 
 def save(n):
-    state = {"config": vars(TrainConfig()), "ema": {"w": torch.full((2_000_000,), float(n))}}
-    save_checkpoint(path, state)
+    save_model(path, TrainConfig(), {"w": torch.full((2_000_000,), float(n))})
 
 save(0)
 random.seed(0)
@@ -172,25 +173,58 @@ def test_bad_checkpoints_are_refused_with_a_line(refuses, tiny_checkpoint, how):
 def test_a_checkpoint_comes_back_as_it_was(own_folder):
     cfg = TrainConfig(model_type="cnn", max_minutes=2.5)
     weights = {"w": torch.randn(5)}
-    save_checkpoint(own_folder / "a.pth", {"config": vars(cfg), "ema": weights, "step": 7})
+    save_model(own_folder / "a.pth", cfg, weights, step=7)
     loaded = load_checkpoint(own_folder / "a.pth")
-    assert loaded["config"] == cfg and loaded["step"] == 7
+    assert loaded["config"] == cfg and loaded["step"] == 7 and loaded["data"] == DIGITS
     assert torch.equal(loaded["ema"]["w"], weights["w"])
 
 
 def test_export_keeps_what_sampling_needs(cli, own_folder):
-    config = vars(TrainConfig(data_dir="/home/me"))
-    state = {"config": config, "ema": {"w": torch.ones(2)}, "optimizers": {"big": 1}}
+    cfg, optimizers = TrainConfig(data_dir="/home/me"), {"big": 1}
     Path("run").mkdir()
-    save_checkpoint(Path("run/model_epoch_9.pth"), {**state, "ema": {}})
-    save_checkpoint(Path("run/model_epoch_10.pth"), state)
+    save_model(Path("run/model_epoch_9.pth"), cfg, {}, optimizers=optimizers)
+    save_model(Path("run/model_epoch_10.pth"), cfg, {"w": torch.ones(2)}, optimizers=optimizers)
     status, _, _ = cli("utils.checkpoint", "run", "out.pth")  # a folder is its last checkpoint
     assert status == 0
     whole = Path("out.pth").read_bytes()
     assert cli("utils.checkpoint", "run/model_epoch_10.pth", "out.pth")[0] == 0
     assert Path("out.pth").read_bytes() == whole
     small = torch.load(own_folder / "out.pth", weights_only=True)
-    assert set(small) == {"format", "version", "config", "ema"}
+    assert set(small) == {"format", "version", "config", "data", "sampling", "ema"}
     assert small["config"]["data_dir"] == "./data"
     assert small["ema"]["w"].tolist() == [1, 1] and small["ema"]["w"].dtype == torch.float16
+    assert cli("utils.checkpoint", "run", "out.pth", "--guidance", 1, "--steps", 9)[0] == 0
+    assert load_checkpoint(Path("out.pth"))["sampling"] == {"guidance": 1, "steps": 9}
     assert cli("utils.checkpoint")[0] == 2
+
+
+def test_version_1_still_loads(cli, tiny_checkpoint):
+    """It had neither data nor sampling, and the labels' shares among the weights."""
+    path = tiny_checkpoint(data=replace(DIGITS, label_shares=(0.0, 1.0) + (0.0,) * 8))
+    values = torch.load(path, weights_only=True)
+    new = load_trained(path, "cpu")
+    shares = torch.tensor(values.pop("data")["label_shares"])
+    del values["sampling"]
+    values |= {"version": 1, "ema": {**values["ema"], "condition.label_shares": shares}}
+    torch.save(values, path)
+    old = load_trained(path, "cpu")
+    assert old.data == new.data and old.sampling == {} and old.config == new.config
+    assert same(old.net.state_dict(), new.net.state_dict())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"channels": 2},
+        {"height": 10**6},
+        {"label_shares": [0.1] * 9},
+        {"label_shares": [-1.0] + [0.1] * 9},
+        {"name": "faces"},
+        {"colour": 1},
+    ],
+)
+def test_facts_that_make_no_sense_are_refused(refuses, tiny_checkpoint, change):
+    path = tiny_checkpoint()
+    values = torch.load(path, weights_only=True)
+    torch.save({**values, "data": {**values["data"], **change}}, path)
+    refuses("generate", "--checkpoint", path, words=(f"--checkpoint {path}", "damaged"))

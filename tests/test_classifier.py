@@ -1,6 +1,6 @@
 import torch
 
-from utils.classifier import accuracy, train_classifier
+from scoring.classifier import accuracy, train_classifier
 from utils.synthetic import synthetic_digits
 
 CPU = torch.device("cpu")

@@ -1,8 +1,19 @@
 import dataclasses
+import subprocess
 
 import pytest
 
-from config import EvalConfig, SampleConfig, TrainConfig, UserError, check, from_dict, parse
+from config import (
+    EvalConfig,
+    SampleConfig,
+    SamplingConfig,
+    TrainConfig,
+    UserError,
+    check,
+    from_dict,
+    parse,
+)
+from tests.conftest import shell
 
 INF = float("inf")
 
@@ -82,7 +93,29 @@ def test_bad_flags_of_main(refuses, own_folder, argv, words):
     assert not list(own_folder.iterdir())
 
 
-@pytest.mark.parametrize("script", ["main", "generate", "validation", "classifier"])
+@pytest.mark.parametrize("script", ["main", "generate", "validation", "scoring.train_classifier"])
 def test_help_shows_every_flag(cli, script):
     status, stdout, _ = cli(script, "--help")
     assert status == 0 and "--seed" in stdout and "--device" in stdout
+
+
+def test_every_option_of_sampling_is_everywhere():
+    options = {f.name for f in dataclasses.fields(SamplingConfig)}
+    for kind in (SampleConfig, EvalConfig):
+        assert options <= {f.name for f in dataclasses.fields(kind)}
+
+
+def test_a_new_entry_of_a_table_is_a_new_value_of_its_flag(monkeypatch):
+    import models
+
+    with pytest.raises(UserError, match="--model_type mine: must be one of unet, cnn, resnet"):
+        parse(TrainConfig, "", ["--model_type", "mine"])
+    monkeypatch.setitem(models.MODELS, "mine", models.MODELS["cnn"])
+    assert parse(TrainConfig, "", ["--model_type", "mine"]).model_type == "mine"
+
+
+@pytest.mark.parametrize("script, words", [("classifier", "--epochs"), ("benchmark", "floors")])
+def test_old_names_of_scripts_still_work(own_folder, script, words):
+    process = shell(script, "--help", cwd=own_folder, stdout=subprocess.PIPE)
+    stdout, stderr = process.communicate()
+    assert process.returncode == 0 and words in stdout, stderr

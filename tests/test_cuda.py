@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from config import SAMPLERS, TrainConfig
+from config import TrainConfig
 from models import build_model
-from tests.conftest import TINY, same
+from sampling.samplers import SAMPLERS
+from scoring.features import MNISTFeatures
+from tests.conftest import DIGITS, TINY, same
 from tests.test_distributed import finish, torchrun
 from utils.checkpoint import list_checkpoints
 from utils.device import pick_device
-from utils.features import MNISTFeatures
 from utils.synthetic import synthetic_digits
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -43,7 +44,7 @@ def test_float32_training_gives_the_cpu_s_losses(cli, model_type):
 def test_a_float32_network_s_gradients_are_the_cpu_s(model_type):
     cfg = TrainConfig(model_type=model_type, width=16)
     torch.manual_seed(0)
-    net = build_model(cfg)
+    net = build_model(cfg, DIGITS)
     for p in net.parameters():  # the last layers begin at 0, where nothing before them matters
         torch.nn.init.normal_(p, std=0.05)
     x, t, y = torch.randn(8, 1, 28, 28), torch.arange(8.0) * 30, torch.arange(8)

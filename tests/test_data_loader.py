@@ -1,9 +1,11 @@
 import struct
+from dataclasses import replace
 
 import pytest
 import torch
 
 from config import UserError
+from tests.conftest import DIGITS
 from utils import data_loader
 from utils.data_loader import epoch_batches, load_dataset, to_model_range, to_uint8
 
@@ -37,20 +39,22 @@ def test_mnist_files_that_are_there_are_read_without_download(mnist, monkeypatch
     def no_download(self):
         raise AssertionError("tried to download")
 
-    monkeypatch.setattr(data_loader.TORCHVISION["mnist"], "download", no_download)
+    monkeypatch.setattr(data_loader.TORCHVISION["mnist"][0], "download", no_download)
     for split in ("train", "test"):
-        images, labels = load_dataset("mnist", str(mnist), split)
+        data = load_dataset("mnist", str(mnist), split)
+        images, labels = data.images, data.labels
+        assert data.info == replace(DIGITS, name="mnist")
         assert images.shape == (20, 1, 28, 28) and images.dtype == torch.uint8
         assert labels.tolist() == list(range(10)) * 2 and labels.dtype == torch.int64
         assert torch.equal(images[:, 0], tiny()[0])
 
 
-@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "kmnist"])
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "kmnist", "cifar10"])
 def test_a_failed_download_says_what_to_do(refuses, own_folder, monkeypatch, name):
     def offline(self):
         raise OSError("no network")
 
-    monkeypatch.setattr(data_loader.TORCHVISION[name], "download", offline)
+    monkeypatch.setattr(data_loader.TORCHVISION[name][0], "download", offline)
     words = (f"--dataset {name}", "--data_dir", "--dataset synthetic")
     refuses("main", "--dataset", name, words=words)
     assert not list((own_folder / "checkpoints").glob("*/*"))
@@ -91,9 +95,10 @@ def test_corrupt_files_are_refused(refuses, mnist, damage):
 
 
 def test_synthetic_needs_no_files(own_folder):
-    images, labels = load_dataset("synthetic", "nowhere", "test")
+    test = load_dataset("synthetic", "nowhere", "test")
+    images, labels = test.images, test.labels
     assert images.shape == (10_000, 1, 28, 28) and labels.bincount().tolist() == [1000] * 10
-    train, _ = load_dataset("synthetic", "nowhere", "train")
+    train = load_dataset("synthetic", "nowhere", "train").images
     assert train.shape == (20_000, 1, 28, 28) and not torch.equal(train[:10_000], images)
     assert not list(own_folder.iterdir())
 
@@ -127,6 +132,6 @@ def test_unknown_errors_of_the_reader_are_corruption_too(mnist, monkeypatch):
     def broken(self):
         raise IndexError("boom")
 
-    monkeypatch.setattr(data_loader.TORCHVISION["mnist"], "_load_data", broken)
+    monkeypatch.setattr(data_loader.TORCHVISION["mnist"][0], "_load_data", broken)
     with pytest.raises(UserError, match="corrupt"):
         load_dataset("mnist", str(mnist), "train")

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from utils.diagnosis import Nearness, class_table, confusion_matrix
+from scoring.diagnosis import Nearness, class_table, confusion_matrix
 
 
 def gen(seed):
@@ -31,7 +31,7 @@ def test_the_class_table_counts_and_scores_each_class():
 
 
 def test_the_confusion_matrix_has_asked_rows():
-    matrix = confusion_matrix(torch.tensor([4, 4, 9]), torch.tensor([4, 9, 9]))
+    matrix = confusion_matrix(torch.tensor([4, 4, 9]), torch.tensor([4, 9, 9]), 10)
     assert matrix.shape == (10, 10) and matrix.sum() == 3
     assert matrix[4, 4] == matrix[4, 9] == matrix[9, 9] == 1
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from utils.ema import EMA, power_exponent
+from training.ema import EMA, power_exponent
 
 
 @pytest.mark.parametrize("length", [0.01, 0.05, 0.1, 0.25])

@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 
 from config import UserError
-from utils import classifier, features
-from utils.features import MNISTFeatures, extract, load_features
-from utils.metrics import fid
+from scoring import classifier, features
+from scoring.features import MNISTFeatures, extract, load_features
+from scoring.metrics import fid
 from utils.synthetic import synthetic_digits
 
 

@@ -7,7 +7,7 @@ import resource
 import torch
 
 from config import UserError
-from generate import load_model
+from models.trained import load_trained
 
 MUTATIONS = 1000
 
@@ -37,9 +37,9 @@ def strange_value(rng: random.Random):
 
 
 def mutate_values(values: dict, rng: random.Random) -> bytes:
-    """Drop an entry, add one, or give one a strange value: at the top, in config or in ema."""
+    """Drop an entry, add one, or give one a strange value: at the top, in config, data or ema."""
     values = {k: dict(v) if isinstance(v, dict) else v for k, v in values.items()}
-    inside = rng.choice([values, values["config"], values["ema"]])
+    inside = rng.choice([values, values["config"], values["data"], values["ema"]])
     key = rng.choice(list(inside))
     kind = rng.randrange(4)
     if kind == 0:
@@ -70,7 +70,7 @@ def test_mutated_checkpoints_are_loaded_or_refused(tiny_checkpoint, own_folder):
     for k in range(MUTATIONS):
         target.write_bytes(mutate_bytes(data, rng) if k % 2 else mutate_values(values, rng))
         try:
-            _, _, net = load_model(target, "cpu")
+            net = load_trained(target, "cpu").net
             assert net(x, t).isfinite().all()
             if k % 2:  # of damaged bytes, only those matter not that hold no value
                 assert all(

@@ -9,9 +9,8 @@ from PIL import Image
 
 from config import GUIDANCE, TrainConfig
 from models import build_model
-from models.drawing import slerp
-from tests.conftest import ROOT
-from utils.checkpoint import save_checkpoint
+from sampling.requests import slerp
+from tests.conftest import DIGITS, ROOT, save_model
 from utils.synthetic import synthetic_digits
 
 SHIPPED = ROOT / "checkpoints" / "pretrained" / "unet.pth"
@@ -22,12 +21,12 @@ def lively(own_folder):
     """The path of a tiny model whose random weights answer to image, timestep and label."""
     cfg = TrainConfig(width=8, timesteps=20, dataset="synthetic")
     torch.manual_seed(1)
-    net = build_model(cfg)
+    net = build_model(cfg, DIGITS)
     for p in net.parameters():
         if p.ndim >= 2 and not p.any():  # what starts at zero
             torch.nn.init.normal_(p, std=0.1)
     path = own_folder / "lively.pth"
-    save_checkpoint(path, {"config": vars(cfg), "ema": net.state_dict()})
+    save_model(path, cfg, net.state_dict())
     return path
 
 
@@ -170,10 +169,10 @@ def small_png(name: str, size: int = 20) -> str:
 @pytest.mark.parametrize(
     "flags, words",
     [
-        (["--digits", "12a"], ("--digits 12a", "digits from 0 to 9")),
-        (["--digits", ""], ("--digits", "digits from 0 to 9")),
-        (["--labels", "1,10"], ("--labels 1,10", "digits from 0 to 9")),
-        (["--labels", "1,"], ("--labels 1,", "digits from 0 to 9")),
+        (["--digits", "12a"], ("--digits 12a", "of the classes 0, 1, 2")),
+        (["--digits", ""], ("--digits", "of the classes 0, 1, 2")),
+        (["--labels", "1,10"], ("--labels 1,10", "of the classes 0, 1, 2")),
+        (["--labels", "1,"], ("--labels 1,", "of the classes 0, 1, 2")),
         (["--label", "1", "--digits", "2"], ("--label", "--digits", "only one")),
         (["--digits", "2", "--interpolate", "1,2"], ("--digits", "--interpolate", "only one")),
         (["--eta", "1.5", "--sampler", "ddim"], ("--eta 1.5", "<= 1")),

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from utils import metrics
-from utils.metrics import (
+from scoring import metrics
+from scoring.metrics import (
     fid,
     fid_spread,
     frechet_distance,

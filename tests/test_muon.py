@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from utils.muon import Muon, orthogonalize
+from training.muon import Muon, orthogonalize
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 8), (3, 16, 40), (1, 40, 16)])

@@ -14,8 +14,8 @@ import torch
 
 from models.diffusion import Diffusion
 from tests.conftest import TINY, WITH_PATH, same, shell
+from training.guard import locked
 from utils.checkpoint import list_checkpoints
-from utils.guard import locked
 
 
 def last_checkpoint(name, folder=Path()):
@@ -47,7 +47,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(cli, own_folder, number):
 
 def test_a_second_signal_ends_at_once():
     code = (
-        "import os, signal\nfrom utils.guard import StopSignals\n"
+        "import os, signal\nfrom training.guard import StopSignals\n"
         "with StopSignals() as stop:\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    print(stop.received, flush=True)\n"
@@ -87,7 +87,7 @@ def test_two_runs_in_one_folder(cli, refuses):
 
 def test_a_crash_leaves_no_lock_behind(cli, own_folder):
     code = (
-        "import os, pathlib\nfrom utils.guard import locked\n"
+        "import os, pathlib\nfrom training.guard import locked\n"
         "pathlib.Path('checkpoints/a').mkdir(parents=True)\n"
         "with locked(pathlib.Path('checkpoints/a')):\n    os.kill(os.getpid(), 9)\n"
     )

@@ -4,22 +4,21 @@ import diffusers
 import pytest
 import torch
 
-from config import SAMPLERS as SAMPLER_NAMES
-from config import SPACINGS, TrainConfig, UserError
+from config import GUIDANCE, SamplingConfig, TrainConfig, UserError
 from models import build_diffusion, build_model
-from models.samplers import (
+from models.trained import TrainedModel
+from sampling.draw import ImageNoise, draws_noise, resolve, sample_images
+from sampling.samplers import (
     SAMPLERS,
-    ImageNoise,
-    check_steps,
     encode,
     sample_ddim,
     sample_ddpm,
-    sample_dpmpp_2m_sde,
+    sample_dpmpp_2m,
     sample_heun,
-    sample_images,
     sample_repaint,
 )
-from utils.noise_scheduler import NoiseSchedule
+from tests.conftest import DIGITS
+from utils.noise_scheduler import SPACINGS, NoiseSchedule
 
 MU, S = 0.3, 0.5
 
@@ -70,9 +69,9 @@ def spread_error(sampler, steps, eta):
     [
         (sample_ddim, 0.5, 1.9),
         (sample_ddim, 1.0, 1.9),
-        (sample_dpmpp_2m_sde, 0.5, 3.8),
-        (sample_dpmpp_2m_sde, 0.75, 3.8),
-        (sample_dpmpp_2m_sde, 1.0, 3.8),
+        (sample_dpmpp_2m, 0.5, 3.8),
+        (sample_dpmpp_2m, 0.75, 3.8),
+        (sample_dpmpp_2m, 1.0, 3.8),
     ],
 )
 def test_weak_order_of_accuracy(sampler, eta, ratio):
@@ -215,7 +214,7 @@ def test_the_samplers_are_those_of_diffusers(name, eta):
     torch.testing.assert_close(ours, x_t, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", SAMPLER_NAMES)
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_network_calls_and_the_last_value_is_returned(name):
     calls = []
 
@@ -245,17 +244,14 @@ def test_noise_of_an_image_depends_on_seed_and_number_alone():
     assert len({row.sum().item() for row in whole.flatten(0, 1)}) == 14
 
 
-@pytest.mark.parametrize("name", SAMPLER_NAMES)
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_an_image_is_the_same_at_any_batch_size(name):
-    cfg = TrainConfig(width=8, timesteps=12)
-    torch.manual_seed(1)
-    net = build_model(cfg)
-    torch.nn.init.normal_(net.head.weight, std=0.1)  # a network that does something
-    diffusion = build_diffusion(cfg)
+    model = tiny_model()
+    torch.nn.init.normal_(model.net.head.weight, std=0.1)  # a network that does something
 
     def draw(batch_size, count=9):
-        options = {"sampler": name, "steps": 6, "seed": 3, "batch_size": batch_size}
-        return torch.cat(list(sample_images(diffusion, net, count, **options)))
+        sampling = SamplingConfig(sampler=name, steps=6, seed=3, batch_size=batch_size)
+        return torch.cat(list(sample_images(model, count, sampling)))
 
     whole = draw(9)
     assert whole.shape == (9, 1, 28, 28) and whole.dtype == torch.uint8
@@ -265,15 +261,54 @@ def test_an_image_is_the_same_at_any_batch_size(name):
         assert (whole[: len(other)].int() - other.int()).abs().max() <= 1
 
 
-def test_steps_default_and_limit():
-    assert check_steps(None, "ddpm", 300) == 300
-    assert check_steps(None, "ddim", 300) == SAMPLERS["ddim"].steps < 300
-    assert check_steps(None, "ddim", 7) == 7
-    assert check_steps(300, "ddim", 300) == 300
+def tiny_model(sampling=None, timesteps=12, **settings):
+    cfg = TrainConfig(width=8, timesteps=timesteps, **settings)
+    torch.manual_seed(1)
+    net = build_model(cfg, DIGITS)
+    return TrainedModel(cfg, DIGITS, build_diffusion(cfg), net, sampling or {})
+
+
+def test_what_is_left_open_comes_from_the_sampler():
+    model = tiny_model(timesteps=300)
+    assert resolve(SamplingConfig(sampler="ddpm"), model).steps == 300
+    ddim = resolve(SamplingConfig(sampler="ddim"), model)
+    assert (ddim.steps, ddim.spacing, ddim.eta, ddim.churn) == (50, "linear", 0.0, None)
+    default = resolve(SamplingConfig(), model)
+    assert (default.sampler, default.steps, default.eta) == ("dpmpp_2m_sde", 13, 0.75)
+    assert resolve(default, model) == default
+    assert resolve(SamplingConfig(sampler="ddim"), tiny_model(timesteps=7)).steps == 7
+    assert resolve(SamplingConfig(steps=300), model).steps == 300
     with pytest.raises(UserError, match="--steps 301"):
-        check_steps(301, "ddim", 300)
+        resolve(SamplingConfig(steps=301), model)
+    with pytest.raises(UserError, match="--guided_from 3"):
+        resolve(SamplingConfig(guided_from=3.0), model)
 
 
-def test_every_sampler_of_the_flag_exists():
-    assert tuple(SAMPLERS) == (*SAMPLER_NAMES, "repaint")  # which needs a picture
+def test_a_checkpoint_says_how_its_network_is_best_sampled():
+    model = tiny_model({"sampler": "ddim", "steps": 4, "eta": 0.3, "guidance": 1.0})
+    own = resolve(SamplingConfig(), model)
+    assert (own.sampler, own.steps, own.eta, own.guidance) == ("ddim", 4, 0.3, 1.0)
+    assert own.spacing == "linear"
+    asked = resolve(SamplingConfig(steps=5, guidance=2.0), model)
+    assert (asked.steps, asked.eta, asked.guidance) == (5, 0.3, 2.0)
+    other = resolve(SamplingConfig(sampler="heun"), model)  # whose steps are its own
+    assert (other.steps, other.eta, other.churn, other.guidance) == (10, None, 0.0, 1.0)
+
+
+def test_a_network_that_never_hid_a_label_is_not_guided_by_default():
+    for settings in ({"label_dropout": 0.0}, {"class_conditional": False}):
+        assert resolve(SamplingConfig(), tiny_model(**settings)).guidance == 1
+    assert resolve(SamplingConfig(), tiny_model()).guidance == GUIDANCE > 1
+
+
+def test_samplers_that_draw_noise_are_known():
+    model = tiny_model()
+    noisy = {name for name in SAMPLERS if draws_noise(resolve(SamplingConfig(name), model))}
+    assert noisy == {"dpmpp_2m_sde", "ddpm"}
+    assert draws_noise(resolve(SamplingConfig("ddim", eta=0.1), model))
+    assert draws_noise(resolve(SamplingConfig("heun", churn=1.0), model))
+    assert not draws_noise(resolve(SamplingConfig(eta=0.0), model))
+
+
+def test_spacings_of_the_samplers_exist():
     assert {sampler.spacing for sampler in SAMPLERS.values()} <= set(SPACINGS)

@@ -16,13 +16,14 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from config import GUIDANCE, SAMPLERS
-from generate import count_evaluated, load_model
-from models.drawing import pick_labels
+from config import GUIDANCE
+from models.trained import load_trained
+from sampling.draw import count_evaluated, labels_for
+from sampling.samplers import SAMPLERS
+from scoring.classifier import DigitClassifier
+from scoring.features import MNISTFeatures
 from tests.conftest import ROOT, TINY, same, shell
-from utils.classifier import MNISTClassifier
-from utils.data_loader import load_dataset
-from utils.features import MNISTFeatures
+from utils.data_loader import DATASETS, load_dataset
 from utils.synthetic import synthetic_digits
 
 
@@ -96,23 +97,18 @@ def test_four_epochs_equal_two_and_a_kill_and_the_rest_bitwise(own_folder):
 
 
 def test_resume_in_the_middle_of_an_epoch_is_bitwise_too(cli, monkeypatch):
-    import main
-
     command = [*TINY, "--train_size", 500, "--epochs", 1]
     assert cli("main", *command, "--experiment_name", "whole")[0] == 0
-    steps = []
-    train_step = main.Trainer.train_step
 
-    def interrupted(trainer, *batch):
-        if len(steps) == 4:
-            trainer.save()
+    def interrupt(run, *others):
+        if run.step == 4:
+            run.save()
             raise KeyboardInterrupt
-        steps.append(1)
-        return train_step(trainer, *batch)
 
-    monkeypatch.setattr(main.Trainer, "train_step", interrupted)
-    assert cli("main", *command, "--experiment_name", "cut")[0] == 130
-    monkeypatch.setattr(main.Trainer, "train_step", train_step)
+    with monkeypatch.context() as patch:
+        patch.setattr("training.loop.LOG_EVERY", 1)
+        patch.setattr("training.loop.report", interrupt)
+        assert cli("main", *command, "--experiment_name", "cut")[0] == 130
     assert "step 4" in cli("main", *command, "--experiment_name", "cut")[1]
     one, other = (
         torch.load(f"checkpoints/{name}/model_epoch_0.pth", weights_only=True)
@@ -150,11 +146,11 @@ def test_conditional_training_and_labels(cli, refuses, monkeypatch, small_synthe
         assert cli("generate", *draw, *flags)[0] == 0
     learnt = []
 
-    def quickly(images, labels, device, epochs):
+    def quickly(images, labels, device, epochs, num_classes):
         learnt.append((images, labels))
-        return MNISTClassifier().eval()
+        return DigitClassifier().eval()
 
-    monkeypatch.setattr("validation.train_classifier", quickly)
+    monkeypatch.setattr("scoring.evaluation.train_classifier", quickly)
     score = ["--num_samples", 100, "--steps", 3, "--guidance", 2, "--tstr", "--json", "out.json"]
     score += ["--guided_from", 0, "--guided_to", 1e9]
     status, stdout, stderr = cli("validation", *name, *score)
@@ -166,27 +162,27 @@ def test_conditional_training_and_labels(cli, refuses, monkeypatch, small_synthe
     assert 0 <= scores["tstr_accuracy"] <= 1 and 0 <= scores["tstr_accuracy_real"] <= 1
     (samples, asked), (real, labels) = learnt  # both with the labels that belong to them
     assert samples.shape == real.shape
-    net = load_model("checkpoints/c/model_epoch_0.pth", "cpu")[2]
-    assert asked.tolist() == pick_labels(net, 100, seed=0).tolist()
+    model = load_trained("checkpoints/c/model_epoch_0.pth", "cpu")
+    assert asked.tolist() == labels_for(model, 100, seed=0).tolist()
     assert asked.bincount(minlength=10).tolist() == confusion.sum(1).tolist()
     read = MNISTFeatures()
     digits = read.probabilities(read(real)).argmax(1)
     assert (digits == labels).float().mean() > 0.8
-    refuses("generate", *draw, "--label", 10, words=("--label 10", ">= 0 and <= 9"))
+    refuses("generate", *draw, "--label", 10, words=("--label 10", "of the classes 0, 1, 2"))
 
 
 def test_labels_are_drawn_as_often_as_in_the_data(cli, tiny_checkpoint):
     assert cli("main", *TINY, "--train_size", 250, "--epochs", 1, "--experiment_name", "c")[0] == 0
-    net = load_model("checkpoints/c/model_epoch_0.pth", "cpu")[2]
-    shares = load_dataset("synthetic", "", "train")[1][:250].bincount(minlength=10) / 250
+    model = load_trained("checkpoints/c/model_epoch_0.pth", "cpu")
+    shares = load_dataset("synthetic", "", "train").labels[:250].bincount(minlength=10) / 250
     assert shares.std() > 0.01  # few images are uneven ones
-    labels = pick_labels(net, 20_000, seed=3)
+    labels = labels_for(model, 20_000, seed=3)
     # more than four standard deviations of a share of 20,000 draws
     torch.testing.assert_close(labels.bincount(minlength=10) / 20_000, shares, atol=0.01, rtol=0)
-    assert pick_labels(net, 7, seed=3).tolist() == labels[:7].tolist()
-    assert pick_labels(net, 7, seed=4).tolist() != labels[:7].tolist()
-    alone = load_model(tiny_checkpoint(class_conditional=False), "cpu")[2]
-    assert pick_labels(alone, 3, seed=3) is None
+    assert labels_for(model, 7, seed=3).tolist() == labels[:7].tolist()
+    assert labels_for(model, 7, seed=4).tolist() != labels[:7].tolist()
+    alone = load_trained(tiny_checkpoint(class_conditional=False), "cpu")
+    assert labels_for(alone, 3, seed=3) is None
 
 
 def test_an_unconditional_network_learns_no_labels(cli, refuses):
@@ -282,7 +278,7 @@ def test_few_images_are_scored_with_a_warning(cli, small_synthetic):
 
 
 def test_copies_of_training_images_are_found(cli, small_synthetic):
-    train, _ = load_dataset("synthetic", "", "train")
+    train = load_dataset("synthetic", "", "train").images
     for name, images in (("copies", train[:200]), ("fresh", synthetic_digits(200, seed=5)[0])):
         np.save(f"{name}.npy", images.numpy())
         flags = ["--images", f"{name}.npy", "--dataset", "synthetic", "--memorization"]
@@ -309,65 +305,63 @@ def test_every_checkpoint_of_a_run_is_scored(cli, small_synthetic):
     assert logged[2].value == pytest.approx(rows[2]["fid"], rel=1e-6)
 
 
-def test_the_tables_of_the_readme(cli, refuses, monkeypatch, small_synthetic):
-    import benchmark
+@pytest.fixture
+def synthetic_mnist(monkeypatch, small_synthetic):
+    """What asks for MNIST gets the small synthetic data set."""
+    monkeypatch.setitem(DATASETS, "mnist", DATASETS["synthetic"])
 
-    monkeypatch.setattr(
-        benchmark, "load_dataset", lambda name, *rest: load_dataset("synthetic", *rest)
-    )
+
+def test_the_tables_of_the_readme(cli, refuses, synthetic_mnist):
     np.save("other.npy", synthetic_digits(600, seed=5)[0].numpy())
     flags = ["--features", "mnist", "--num_samples", 600]
-    status, stdout, _ = cli("benchmark", "floors", *flags)
+    status, stdout, _ = cli("benchmarks", "floors", *flags)
     assert status == 0 and stdout.count("| mnist |") == 1 and "| 512 |" in stdout
-    status, stdout, _ = cli("benchmark", "faults", *flags, "--other_images", "other.npy")
+    status, stdout, _ = cli("benchmarks", "faults", *flags, "--other_images", "other.npy")
     rows = [line.split(" | ") for line in stdout.splitlines() if line.startswith("| mnist")]
     fids = {row[1]: float(row[2].split()[0]) for row in rows}
     assert list(fids)[0] == "nothing" and "other, n = 600" in fids
     assert all(fids[name] > 5 * fids["nothing"] for name in ("blurred", "8 of 10 classes"))
     assert Path("outputs/benchmark/faults.png").exists()
-    refuses("benchmark", "speed", words=("speed", "floors, faults"))
+    refuses("benchmarks", "speed", words=("speed", "floors, faults"))
 
     Path("checkpoints/pretrained").mkdir(parents=True)
     shutil.copy(ROOT / "checkpoints/pretrained/cnn.pth", "checkpoints/pretrained")
     np.save("few.npy", synthetic_digits(40, seed=5)[0].numpy())
     flags = ["--features", "mnist", "--images", "other.npy,few.npy"]
-    status, stdout, _ = cli("benchmark", "compare", *flags, "--sizes", "30,100")
+    status, stdout, _ = cli("benchmarks", "compare", *flags, "--sizes", "30,100")
     rows = [line.strip("| ").split(" | ") for line in stdout.splitlines() if line[:2] == "| "]
     table = {row[0]: row[1:] for row in rows}
     assert status == 0 and list(table)[2:] == ["real training images", "cnn", "other", "few"]
     assert table["cnn"][:3] == ["0.46 M", "20 min", "15"] and table["few"][-1] == "-"
     distance = {name: float(row[-2].split()[0]) for name, row in list(table.items())[2:]}
     assert distance["cnn"] > distance["real training images"] and distance["few"] > 0
-    refuses("benchmark", "compare", "--sizes", "1", words=("--sizes 1", ">= 2"))
+    refuses("benchmarks", "compare", "--sizes", "1", words=("--sizes 1", ">= 2"))
 
 
-def test_samplers_and_guidance_get_the_calls_they_are_said_to(cli, monkeypatch, small_synthetic):
-    import benchmark
+def test_samplers_and_guidance_get_the_calls_they_are_said_to(cli, monkeypatch, synthetic_mnist):
+    from benchmarks import sampling as module
 
-    monkeypatch.setattr(
-        benchmark, "load_dataset", lambda name, *rest: load_dataset("synthetic", *rest)
-    )
-    plain, drawn = benchmark.draw, {}
+    plain, drawn = module.draw, {}
 
-    def counted(diffusion, net, count, **options):
-        evaluated = count_evaluated(net)
-        images = plain(diffusion, net, count, **options)
-        drawn[options["sampler"], options["guidance"]] = sum(evaluated) / count
+    def counted(model, count, sampling):
+        evaluated = count_evaluated(model.net)
+        images = plain(model, count, sampling)
+        drawn[sampling.sampler, sampling.guidance] = sum(evaluated) / count
         return images
 
     with monkeypatch.context() as patch:
-        patch.setattr(benchmark, "draw", counted)
+        patch.setattr(module, "draw", counted)
         flags = ["--checkpoint", ROOT / "checkpoints/pretrained/cnn.pth", "--num_samples", 40]
-        status, stdout, stderr = cli("benchmark", "samplers", *flags, "--calls", "8")
+        status, stdout, stderr = cli("benchmarks", "samplers", *flags, "--calls", "8")
         assert status == 0 and stdout.count("| dpmpp_2m_sde, logsnr") == 2, stderr
         assert stdout.splitlines()[3].startswith("| real training images | ")
         assert set(drawn) == {(name, 1.0) for name in SAMPLERS} | {("dpmpp_2m_sde", GUIDANCE)}
         assert all(calls == 8 for calls in drawn.values()), drawn
         drawn.clear()
-        again = cli("benchmark", "samplers", *flags, "--calls", "8")[1]
+        again = cli("benchmarks", "samplers", *flags, "--calls", "8")[1]
         assert not drawn and again.splitlines()[:11] == stdout.splitlines()[:11]
 
-    status, stdout, _ = cli("benchmark", "guidance", *flags, "--scales", "0,2", "--steps", 8)
+    status, stdout, _ = cli("benchmarks", "guidance", *flags, "--scales", "0,2", "--steps", 8)
     rows = [line.strip("| ").split(" | ") for line in stdout.splitlines()[3:7]]
     assert [row[:3] for row in rows] == [
         ["0", "all", "8"],
@@ -378,17 +372,10 @@ def test_samplers_and_guidance_get_the_calls_they_are_said_to(cli, monkeypatch, 
     assert float(rows[0][3]) < 0.5 < float(rows[3][3])  # agreement with the labels
 
 
-def test_time_to_quality(cli, refuses, small_synthetic, monkeypatch):
-    import benchmark
-    import main
-
-    for module in (benchmark, main):
-        monkeypatch.setattr(
-            module, "load_dataset", lambda name, *rest: load_dataset("synthetic", *rest)
-        )
+def test_time_to_quality(cli, refuses, synthetic_mnist):
     flags = ["--max_minutes", 0.03, "--num_samples", 40, "--model_type", "cnn"]
     flags += ["--settings", "--batch_size 20 --width 8 --lr 0.02"]
-    status, stdout, _ = cli("benchmark", "train", *flags, "--seeds", 2)
+    status, stdout, _ = cli("benchmarks", "train", *flags, "--seeds", 2)
     assert status == 0 and "± " in stdout and "# commit: " in stdout
     rows = [line.split(" | ") for line in stdout.splitlines() if line.startswith(("| 0", "| 1"))]
     first, second = (next(row for row in rows if row[0] == f"| {seed}") for seed in (0, 1))
@@ -397,22 +384,22 @@ def test_time_to_quality(cli, refuses, small_synthetic, monkeypatch):
     assert Path("outputs/benchmark/train_cnn.png").exists()
     goals = {"reached": fids[0] + 0.001, "missed": fids[0] / 2}
     said = {
-        name: cli("benchmark", "speedrun", *flags, "--seeds", 1, "--fid", goal)[1]
+        name: cli("benchmarks", "speedrun", *flags, "--seeds", 1, "--fid", goal)[1]
         for name, goal in goals.items()
     }
     assert "as measured before" in said["reached"] and "minutes, 1 seeds" in said["reached"]
     assert "1 of 1 seeds missed it" in said["missed"]
-    refuses("benchmark", "train", "--settings", "--lr 7", words=("--lr 7", "<= 1"))
-    refuses("benchmark", "train", "--settings", "--seed 7", words=("--settings --seed", "own"))
+    refuses("benchmarks", "train", "--settings", "--lr 7", words=("--lr 7", "<= 1"))
+    refuses("benchmarks", "train", "--settings", "--seed 7", words=("--settings --seed", "own"))
 
 
 def test_speeds(cli, own_folder):
     Path("checkpoints/pretrained").mkdir(parents=True)
     shutil.copy(ROOT / "checkpoints/pretrained/cnn.pth", "checkpoints/pretrained")
-    status, stdout, _ = cli("benchmark", "sample", "--num_samples", 2)
+    status, stdout, _ = cli("benchmarks", "sample", "--num_samples", 2)
     row = next(line.split(" | ") for line in stdout.splitlines() if line.startswith("| cnn"))
     assert status == 0 and row[1] == "15" and row[3] == "300" and float(row[5].split()[0]) > 5
-    status, stdout, _ = cli("benchmark", "train", "--profile")
+    status, stdout, _ = cli("benchmarks", "train", "--profile")
     share = re.search(r"(\d+)% of the best .* matrix product", stdout)
     assert status == 0 and 0 < int(share[1]) <= 100
 
@@ -424,7 +411,7 @@ def bad_images(kind):
     elif kind == "mixed sizes":
         pngs(Path("in"), [images[0, 0], images[1, 0, :20]])
     elif kind == "colour":
-        pngs(Path("in"), np.zeros((3, 28, 28, 3), np.uint8))
+        pngs(Path("in"), np.zeros((9, 28, 28, 3), np.uint8))
     elif kind == "truncated png":
         pngs(Path("in"), images[:, 0])
         Path("in/3.png").write_bytes(Path("in/3.png").read_bytes()[:60])

@@ -1,1 +1,1 @@
-"""Everything that is neither a network nor a script."""
+"""Helpers that know little of diffusion: data, files, devices, processes, logs, pictures."""

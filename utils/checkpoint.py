@@ -1,16 +1,22 @@
 """Checkpoints: written whole or not at all, loaded without running code, explaining themselves.
 
 A checkpoint is a plain dict that `torch.load(..., weights_only=True)` reads. `main.py` writes all
-of it; files to share keep the first four keys, the weights in half precision
-(`python -m utils.checkpoint IN OUT` makes one).
+of it; files to share keep the first six keys, the weights in half precision
+(`python -m utils.checkpoint IN OUT` makes one; flags of sampling, as in `--guidance 1`, say how its
+network is best sampled).
 
     format, version   what this is
     config            the fields of `TrainConfig` as a plain dict
+    data              the fields of `DatasetInfo`
+    sampling          fields of `SamplingConfig` that this network does best with; may be empty
     ema               the averaged weights, the ones to sample from
     network, optimizers, generator, device, step, epoch, minutes, history
                       what training needs to go on
+
+Version 1 had neither `data` nor `sampling`, and the shares of the labels among the weights.
 """
 
+import dataclasses
 import io
 import re
 import sys
@@ -20,10 +26,12 @@ from pathlib import Path
 
 import torch
 
-from config import TrainConfig, UserError, from_dict, run
+from config import DATA_DIR, SamplingConfig, TrainConfig, UserError, from_dict, parse, run
+from utils.data_loader import DatasetInfo, describe
 from utils.files import write_atomically
 
-FORMAT, VERSION = "diffusion_model", 1
+FORMAT, VERSION = "diffusion_model", 2
+SHARES = "condition.label_shares"  # among the weights of version 1
 
 
 def save_checkpoint(path: Path, checkpoint: dict) -> None:
@@ -34,9 +42,10 @@ def save_checkpoint(path: Path, checkpoint: dict) -> None:
 
 
 def load_checkpoint(path: Path, flag: str = "--checkpoint", device="cpu") -> dict:
-    """Read a checkpoint; its `config` comes back as a checked `TrainConfig`.
+    """Read a checkpoint of this version or an earlier one.
 
-    Raises UserError, naming `flag`, when the file is missing, damaged, of another kind or version.
+    Its `config` comes back as a checked `TrainConfig`, and its `data` as a `DatasetInfo`. Raises
+    UserError, naming `flag`, when the file is missing, damaged, of another kind or version.
     """
     if not Path(path).is_file():
         raise UserError(f"{flag} {path}: no such file")
@@ -50,15 +59,28 @@ def load_checkpoint(path: Path, flag: str = "--checkpoint", device="cpu") -> dic
     if not isinstance(checkpoint, dict) or str(checkpoint.get("format")) != FORMAT:
         raise UserError(f"{flag} {path}: not a checkpoint of this project")
     version = str(checkpoint.get("version"))
-    if version != str(VERSION):
-        raise UserError(f"{flag} {path}: checkpoint version {version[:20]}, must be {VERSION}")
+    if version not in ("1", str(VERSION)):
+        raise UserError(f"{flag} {path}: checkpoint version {version[:20]}, must be 1 to {VERSION}")
     try:
-        checkpoint["config"] = from_dict(TrainConfig, checkpoint["config"])
         check_weights(checkpoint["ema"], Path(path).stat().st_size)
+        checkpoint["config"] = from_dict(TrainConfig, checkpoint["config"])
+        if version == "1":
+            upgrade(checkpoint)
+        checkpoint["data"] = DatasetInfo.from_dict(checkpoint["data"])
+        from_dict(SamplingConfig, checkpoint["sampling"])
     except (UserError, KeyError, TypeError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{flag} {path}: damaged checkpoint: {reason}") from None
     return checkpoint
+
+
+def upgrade(checkpoint: dict) -> None:
+    """Bring a checkpoint of version 1, when all images were 28 x 28 and grey, to this version."""
+    shares = checkpoint["ema"].pop(SHARES, torch.full((10,), 0.1))
+    checkpoint.get("network", {}).pop(SHARES, None)
+    data = describe(checkpoint["config"].dataset, torch.empty(0, 1, 28, 28))
+    checkpoint["data"] = dataclasses.asdict(data) | {"label_shares": shares.tolist()}
+    checkpoint["sampling"] = {}
 
 
 def check_archive(path: Path) -> None:
@@ -81,9 +103,6 @@ def check_weights(state: dict, file_size: int) -> None:
             raise ValueError("its weights are not what they should be")
         if not weight.isfinite().all():
             raise ValueError(f"{name} is not finite")
-    shares = state.get("condition.label_shares")
-    if shares is not None and not (shares.min() >= 0 and shares.sum() > 0):
-        raise ValueError("label_shares must be shares")
 
 
 def load_weights(net: torch.nn.Module, state: dict, source: str, assign: bool = False) -> None:
@@ -122,17 +141,21 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def main() -> None:
-    if len(sys.argv) != 3:
+    if len(sys.argv) < 3 or sys.argv[1].startswith("-"):
         raise UserError(
-            "usage: python -m utils.checkpoint IN OUT.pth, with IN a .pth or a run's folder"
+            "usage: python -m utils.checkpoint IN OUT.pth [flags of sampling], with IN a .pth or a"
+            " run's folder"
         )
     path = Path(sys.argv[1])
     if path.is_dir():  # a run's folder: its last checkpoint
         path = next(iter(list_checkpoints(path)[-1:]), path)
     checkpoint = load_checkpoint(path, flag="IN")
+    sampling = checkpoint["sampling"] | parse(SamplingConfig, "", sys.argv[3:]).carried()
+    config = {**vars(checkpoint["config"]), "data_dir": DATA_DIR, "test_dir": None}  # nobody's path
     half = {name: weight.half() for name, weight in checkpoint["ema"].items()}
-    config = {**vars(checkpoint["config"]), "data_dir": TrainConfig.data_dir}  # nobody else's path
-    save_checkpoint(Path(sys.argv[2]), {"config": config, "ema": half})
+    data = dataclasses.asdict(checkpoint["data"])
+    shared = {"config": config, "data": data, "sampling": sampling, "ema": half}
+    save_checkpoint(Path(sys.argv[2]), shared)
 
 
 if __name__ == "__main__":

@@ -1,59 +1,176 @@
-"""Data sets as one resident uint8 tensor: no worker processes, no per-image transforms."""
+"""Data sets as one resident uint8 tensor, and the facts of them that everything else reads."""
 
+import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import torch
 import torchvision
 from torch import Tensor
 
-from config import IMAGE_SIZE, NUM_CLASSES, UserError
+from config import DATA_DIR, UserError
 from utils.device import seeded_generator
+from utils.image_folder import load_image_folder
 from utils.synthetic import synthetic_digits
 
-TORCHVISION = {
-    "mnist": torchvision.datasets.MNIST,
-    "fashion_mnist": torchvision.datasets.FashionMNIST,
-    "kmnist": torchvision.datasets.KMNIST,
-}
 SYNTHETIC_SIZE = {"train": 20_000, "test": 10_000}
 SYNTHETIC_SEED = {"train": 1, "test": 2}
+DIGITS = tuple("0123456789")
+LARGEST_SIDE = 64  # pixels: what the networks here are made for
 
 
-def load_dataset(name: str, data_dir: str, split: str) -> tuple[Tensor, Tensor]:
-    """Images (N, 1, 28, 28) uint8 and labels (N,) int64 of `split` "train" or "test".
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What the rest of the project must know of a data set. A checkpoint carries one.
 
-    Raises UserError when the files are neither there nor to be had, or are not what they should be.
+    Attributes:
+        name: an entry of DATASETS.
+        channels: 1 (grey) or 3 (RGB).
+        height, width: in pixels.
+        class_names: one for each label; () where images have none.
+        label_shares: how often each label comes in the training images; they sum to about 1.
+    """
+
+    name: str
+    channels: int
+    height: int
+    width: int
+    class_names: tuple[str, ...]
+    label_shares: tuple[float, ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        return self.channels, self.height, self.width
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "DatasetInfo":
+        """Rebuild what a checkpoint holds. Raises ValueError where it makes no sense."""
+        if not isinstance(values, dict) or set(values) != {f.name for f in fields(cls)}:
+            raise ValueError("its facts of the data are not those this version knows")
+        info = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        sizes = (info.channels, info.height, info.width)
+        if not all(type(n) is int for n in sizes) or info.channels not in (1, 3):
+            raise ValueError("its images are neither grey nor RGB")
+        if not all(1 <= n <= LARGEST_SIDE for n in sizes) or info.name not in list(DATASETS):
+            raise ValueError("its images are of no kind this version knows")
+        names, shares = info.class_names, info.label_shares
+        if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+            raise ValueError("its classes have no names")
+        if not isinstance(shares, tuple) or len(shares) != len(names):
+            raise ValueError("its classes have no shares")
+        fits = all(isinstance(share, float) and 0 <= share < math.inf for share in shares)
+        if not fits or (shares and not sum(shares)):
+            raise ValueError("label_shares must be shares")
+        return info
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One split: images (N, C, H, W) uint8, labels (N,) int64 (0 without classes), and facts."""
+
+    images: Tensor
+    labels: Tensor
+    info: DatasetInfo
+
+
+def load_dataset(
+    name: str, data_dir: str, split: str, test_dir: str | None = None, limit: int | None = None
+) -> Dataset:
+    """The `split` "train" or "test" of one of DATASETS; of it the first `limit` images, or all.
+
+    `test_dir` is for `folder` alone. Raises UserError when the files are neither there nor to be
+    had, or are not what they should be.
+    """
+    if test_dir and name != "folder":
+        raise UserError(f"--test_dir {test_dir}: only --dataset folder has one")
+    images, labels, class_names = DATASETS[name](data_dir, split, test_dir)
+    images, labels = images[:limit], labels[:limit]
+    counts = labels.bincount(minlength=len(class_names))[: len(class_names)]
+    shares = tuple((counts.double() / len(labels)).tolist())
+    return Dataset(images, labels, DatasetInfo(name, *images.shape[1:], class_names, shares))
+
+
+def describe(name: str, images: Tensor) -> DatasetInfo:
+    """The facts of images (N, C, H, W) that should look like a data set which is not loaded.
+
+    Its classes are those known by name, and come equally often.
     """
     if name == "synthetic":
-        return synthetic_digits(SYNTHETIC_SIZE[split], SYNTHETIC_SEED[split])
-    images, labels = _load_torchvision(name, data_dir, split)
-    shapes_fit = images.shape == (len(labels), IMAGE_SIZE, IMAGE_SIZE) and len(labels) > 0
-    if not shapes_fit or not 0 <= labels.min() <= labels.max() < NUM_CLASSES:
-        raise UserError(f"--data_dir {data_dir}: its {name} {split} files are corrupt")
-    return images[:, None].contiguous(), labels.long()
+        names = DIGITS
+    else:
+        dataset, _ = TORCHVISION.get(name, (None, ()))
+        names = _short_names(getattr(dataset, "classes", None) or ())
+    shares = (1 / max(1, len(names)),) * len(names)
+    return DatasetInfo(name, *images.shape[1:], names, shares)
 
 
-def _load_torchvision(name: str, data_dir: str, split: str) -> tuple[Tensor, Tensor]:
-    dataset, train = TORCHVISION[name], split == "train"
-    raw = Path(data_dir) / dataset.__name__ / "raw"
+def _short_names(classes: Sequence[str]) -> tuple[str, ...]:
+    """torchvision's names of classes, but MNIST's "7 - seven" is "7"."""
+    return tuple(text.split(" - ")[0] for text in classes)
+
+
+Split = tuple[Tensor, Tensor, tuple[str, ...]]  # images, labels and the names of the classes
+
+
+def _synthetic(data_dir: str, split: str, test_dir: str | None) -> Split:
+    images, labels = synthetic_digits(SYNTHETIC_SIZE[split], SYNTHETIC_SEED[split])
+    return images, labels, DIGITS
+
+
+TORCHVISION = {  # class, and the shape of an image (C, H, W)
+    "mnist": (torchvision.datasets.MNIST, (1, 28, 28)),
+    "fashion_mnist": (torchvision.datasets.FashionMNIST, (1, 28, 28)),
+    "kmnist": (torchvision.datasets.KMNIST, (1, 28, 28)),
+    "cifar10": (torchvision.datasets.CIFAR10, (3, 32, 32)),
+}
+
+
+def _torchvision(name: str, data_dir: str, split: str, test_dir: str | None) -> Split:
+    """A data set of torchvision, on the disk already or downloaded to it."""
+    dataset, shape = TORCHVISION[name]
+    folder = Path(data_dir) / getattr(dataset, "base_folder", f"{dataset.__name__}/raw")
+    read = partial(dataset, data_dir, train=split == "train")
     try:  # what is there already: no network, no writing
-        present = dataset(data_dir, train=train, download=False)
-        return present.data, present.targets
-    except RuntimeError as error:
-        if "not found" not in str(error):
-            raise UserError(f"--data_dir {data_dir}: files in {raw} are corrupt: {error}") from None
+        loaded = read(download=False)
     except Exception as error:
-        raise UserError(f"--data_dir {data_dir}: files in {raw} are corrupt: {error}") from None
+        if not isinstance(error, RuntimeError) or "not found" not in str(error):
+            raise UserError(
+                f"--data_dir {data_dir}: files in {folder} are corrupt: {error}"
+            ) from None
+        loaded = _download(name, data_dir, folder, read)
+    images, labels = torch.as_tensor(loaded.data), torch.as_tensor(loaded.targets).long()
+    images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
+    names = _short_names(loaded.classes)
+    if images.shape != (len(labels), *shape) or not len(labels):
+        raise UserError(f"--data_dir {data_dir}: its {name} {split} files are corrupt")
+    if not 0 <= labels.min() <= labels.max() < len(names):
+        raise UserError(f"--data_dir {data_dir}: its {name} {split} files are corrupt")
+    return images.contiguous(), labels, names
+
+
+def _download(name: str, data_dir: str, folder: Path, read: Callable):
     try:
-        fetched = dataset(data_dir, train=train, download=True)
-        return fetched.data, fetched.targets
+        return read(download=True)
     except Exception as error:
         raise UserError(
-            f"--dataset {name}: no files in {raw} and the download failed"
+            f"--dataset {name}: no files in {folder} and the download failed"
             f" ({type(error).__name__}): point --data_dir at a copy, or use --dataset synthetic"
         ) from None
+
+
+DATASETS: dict[str, Callable[[str, str, str | None], Split]] = {
+    **{name: partial(_torchvision, name) for name in TORCHVISION},
+    "synthetic": _synthetic,
+    "folder": load_image_folder,
+}
 
 
 def epoch_batches(count: int, batch_size: int, seed: int, epoch: int) -> Iterator[Tensor]:
@@ -79,7 +196,7 @@ def to_uint8(images: Tensor) -> Tensor:
 def main() -> None:
     """Print the data set a demonstration can use here: mnist if it can be had, else synthetic."""
     try:
-        load_dataset("mnist", "./data", "train")
+        load_dataset("mnist", DATA_DIR, "train")
         print("mnist")
     except UserError as error:
         print(error, file=sys.stderr)

@@ -45,28 +45,36 @@ def writable_folder(path: Path) -> Path:
     return Path(path)
 
 
-def load_images(path: Path, flag: str, at_least: int = 2) -> Tensor:
-    """uint8 (N, 1, H, W), N >= at_least, of equally sized grey PNGs in a folder, or of one file.
+ENDINGS = (".png", ".jpg", ".jpeg")
 
-    The file is a .npy, a .npz that holds the array `images` (or one array of any name), or a PNG.
-    Raises UserError, naming `flag`.
+
+def is_image(path: Path) -> bool:
+    """True for the name of a picture that is not hidden."""
+    return path.suffix.lower() in ENDINGS and not path.name.startswith(".")
+
+
+def load_images(path: Path, flag: str, at_least: int = 2) -> Tensor:
+    """uint8 (N, C, H, W), N >= at_least, of equally sized pictures in a folder, or of one file.
+
+    C is 1 (grey) or 3 (RGB). Pictures are PNG or JPEG; a file may also be a .npy, or a .npz that
+    holds the array `images` (or one array of any name). Raises UserError, naming `flag`.
     """
     try:
         if path.is_dir():
-            images = _read_pngs(sorted(path.glob("*.png")), path, flag)
-        elif path.suffix.lower() == ".png" and path.is_file():
-            images = _read_pngs([path], path, flag)
+            images = _read_pictures(sorted(filter(is_image, path.rglob("*"))), path, flag)
+        elif is_image(path) and path.is_file():
+            images = _read_pictures([path], path, flag)
         else:
             images = _read_array(path, flag)
     except (OSError, ValueError, EOFError, SyntaxError, KeyError) as error:
         raise UserError(f"{flag} {path}: cannot be read: {error}") from None
     if images.ndim == 3:
         images = images[:, None]
-    fits = images.dtype == np.uint8 and images.ndim == 4 and images.shape[1] == 1
+    fits = images.dtype == np.uint8 and images.ndim == 4 and images.shape[1] in (1, 3)
     if not fits or len(images) < at_least:
         raise UserError(
             f"{flag} {path}: holds {images.dtype} {images.shape},"
-            f" must be uint8 (N, 1, H, W) with N >= {at_least}"
+            f" must be uint8 (N, C, H, W) with C 1 or 3 and N >= {at_least}"
         )
     return torch.from_numpy(np.ascontiguousarray(images))
 
@@ -80,15 +88,20 @@ def _read_array(path: Path, flag: str) -> np.ndarray:
     return loaded["images" if "images" in loaded or not loaded.files else loaded.files[0]]
 
 
-def _read_pngs(files: list[Path], path: Path, flag: str) -> np.ndarray:
+def _read_pictures(files: list[Path], path: Path, flag: str) -> np.ndarray:
     if not files:
-        raise UserError(f"{flag} {path}: a folder without PNG files")
+        raise UserError(f"{flag} {path}: a folder without PNG or JPEG files")
     arrays = []
     for file in files:
         with Image.open(file) as image:
-            if image.mode != "L":
-                raise UserError(f"{flag} {path}: {file.name} is {image.mode}, must be 8-bit grey")
-            arrays.append(np.asarray(image))
+            if image.mode not in ("L", "RGB"):
+                raise UserError(
+                    f"{flag} {path}: {file.name} is {image.mode}, must be 8-bit grey or RGB"
+                )
+            array = np.asarray(image)
+        arrays.append(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
         if arrays[-1].shape != arrays[0].shape:
-            raise UserError(f"{flag} {path}: {file.name} is not of the size of {files[0].name}")
+            raise UserError(
+                f"{flag} {path}: {file.name} is not of the size and colour of {files[0].name}"
+            )
     return np.stack(arrays)

@@ -15,7 +15,6 @@ from matplotlib.transforms import Affine2D
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
-from config import IMAGE_SIZE, NUM_CLASSES
 from utils.device import seeded_generator
 
 # DejaVu Sans Mono is left out: at 28 pixels the mark inside its zero makes an 8 of it.
@@ -25,6 +24,7 @@ FONTS = (
     *("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta"),
     *("cmb10", "cmr10", "cmss10", "cmti10", "cmtt10"),
 )
+SIZE = 28  # pixels a side, as in MNIST
 BOX = 20  # pixels: the longer side of a glyph before the random map, as in MNIST
 DENSITY = 4  # samples of a distance field per pixel, each way
 CHUNK = 2000  # images drawn at once, 100 MB of distance fields
@@ -34,7 +34,7 @@ def _glyph_distance(font: str, digit: int) -> np.ndarray:
     """Distance in pixels to the outline, positive inside the glyph. (S, S), S = 28 * DENSITY."""
     file = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{font}.ttf")
     glyph = TextPath((0, 0), str(digit), size=100, prop=FontProperties(fname=file))
-    box, size = glyph.get_extents(), IMAGE_SIZE * DENSITY
+    box, size = glyph.get_extents(), SIZE * DENSITY
     to_grid = Affine2D().translate(-(box.x0 + box.x1) / 2, -(box.y0 + box.y1) / 2)
     to_grid.scale(BOX * DENSITY / max(box.width, box.height)).translate(size / 2, size / 2)
     y, x = np.mgrid[size - 0.5 : 0 : -1, 0.5:size]  # the y axis of a font points up
@@ -49,7 +49,7 @@ def _glyph_distance(font: str, digit: int) -> np.ndarray:
 @cache
 def _distance_fields() -> Tensor:
     """The distance fields of all glyphs, (fonts, digits, S, S) float32."""
-    fields = [[_glyph_distance(font, digit) for digit in range(NUM_CLASSES)] for font in FONTS]
+    fields = [[_glyph_distance(font, digit) for digit in range(10)] for font in FONTS]
     return torch.from_numpy(np.array(fields, np.float32))
 
 
@@ -68,9 +68,9 @@ def _draw(labels: Tensor, generator: torch.Generator) -> Tensor:
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
     rotation = torch.stack([cos, sin, -sin, cos], 1).view(-1, 2, 2)
     stretch = torch.stack([1 / aspect, shear, zero, aspect], 1).view(-1, 2, 2)
-    shift = torch.stack([uniform(-1, 1), uniform(-1, 1)], 1) * 2 / IMAGE_SIZE  # (B, 2)
+    shift = torch.stack([uniform(-1, 1), uniform(-1, 1)], 1) * 2 / SIZE  # (B, 2)
     affine = torch.cat([stretch @ rotation / scale[:, None, None], shift[:, :, None]], 2)
-    grid = F.affine_grid(affine, [len(labels), 1, IMAGE_SIZE, IMAGE_SIZE], align_corners=False)
+    grid = F.affine_grid(affine, [len(labels), 1, SIZE, SIZE], align_corners=False)
     distance = F.grid_sample(fields, grid, padding_mode="border", align_corners=False)
 
     # thin fonts gain most; even bold ones gain a little, as their hairlines would break
@@ -90,6 +90,6 @@ def synthetic_digits(count: int, seed: int) -> tuple[Tensor, Tensor]:
     if count < 1:
         raise ValueError(f"count must be at least 1: {count}")
     generator = seeded_generator(seed)
-    labels = torch.randperm(count, generator=generator) % NUM_CLASSES
+    labels = torch.randperm(count, generator=generator) % 10
     images = [_draw(chunk, generator) for chunk in labels.split(CHUNK)]
     return torch.cat(images), labels

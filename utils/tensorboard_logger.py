@@ -30,8 +30,8 @@ class TensorBoardLogger:
             self.writer.add_scalar(f"{group}/{name}", value, step)
 
     def grid(self, step: int, name: str, grid: Tensor) -> None:
-        """`grid`: uint8 (H, W), as `visualization.make_grid` gives it."""
-        self.writer.add_image(name, grid, step, dataformats="HW")
+        """`grid`: uint8 (C, H, W), as `visualization.make_grid` gives it."""
+        self.writer.add_image(name, grid, step, dataformats="CHW")
         self.writer.flush()
 
     def figure(self, step: int, name: str, figure: Figure) -> None:

@@ -3,6 +3,7 @@
 import io
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,6 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from utils.diagnosis import Nearness
 from utils.files import write_atomically
 from utils.noise_scheduler import NoiseSchedule
 
@@ -20,42 +20,48 @@ STRIP_ROWS, STRIP_COLUMNS = 8, 12
 
 
 def make_grid(images: Tensor, columns: int | None = None, padding: int = 2) -> Tensor:
-    """Images (N, 1, H, W) uint8 -> one uint8 (H', W'), row by row, as square as it gets."""
+    """Images (N, C, H, W) uint8 -> one uint8 (C, H', W'), row by row, as square as it gets."""
     columns = columns or math.ceil(math.sqrt(len(images)))
-    return torchvision.utils.make_grid(images.cpu(), nrow=columns, padding=padding)[0]
+    grid = torchvision.utils.make_grid(images.cpu(), nrow=columns, padding=padding)
+    return grid[: images.shape[1]]  # which makes RGB of grey images
 
 
 def strip(frames: Tensor) -> Tensor:
     """A picture of the path of images: x0_hat, a row an image, from the first call to the last.
 
-    frames: (network calls, images, 2, 1, H, W) uint8, x_t and x0_hat.
+    frames: (network calls, images, 2, C, H, W) uint8, x_t and x0_hat.
     """
     last = len(frames) - 1
     picked = np.linspace(0, last, min(last + 1, STRIP_COLUMNS)).round().astype(int)
-    shown = frames[picked, :STRIP_ROWS, 1].transpose(0, 1)  # (rows, columns, 1, H, W)
+    shown = frames[picked, :STRIP_ROWS, 1].transpose(0, 1)  # (rows, columns, C, H, W)
     return make_grid(shown.flatten(0, 1), columns=len(picked))
 
 
 def film(frames: Tensor, columns: int | None, padding: int) -> list[Tensor]:
     """A picture for each call: the grid of x_t, and beside it that of x0_hat; `frames` as above."""
     both = ([make_grid(half, columns, padding) for half in call.unbind(1)] for call in frames)
-    return [torch.cat([F.pad(x_t, (0, 8)), x0_hat], dim=1) for x_t, x0_hat in both]
+    return [torch.cat([F.pad(x_t, (0, 8)), x0_hat], dim=2) for x_t, x0_hat in both]
 
 
 def enlarged(picture: Tensor, scale: int) -> Image.Image:
-    """uint8 (H, W) -> the same picture, every pixel `scale` x `scale`."""
-    return Image.fromarray(picture.repeat_interleave(scale, 0).repeat_interleave(scale, 1).numpy())
+    """uint8 (C, H, W) -> the same picture, every pixel `scale` x `scale`."""
+    return Image.fromarray(pixels(picture.repeat_interleave(scale, 1).repeat_interleave(scale, 2)))
+
+
+def pixels(picture: Tensor) -> np.ndarray:
+    """uint8 (C, H, W) -> (H, W) of a grey picture, (H, W, 3) of one in colour."""
+    return picture[0].numpy() if len(picture) == 1 else picture.permute(1, 2, 0).numpy()
 
 
 def save_png(path: Path, picture: Tensor, scale: int = 2) -> None:
-    """Write a uint8 (H, W) picture, every pixel `scale` x `scale`. Raises UserError if it can't."""
+    """Write a uint8 (C, H, W) picture, every pixel `scale` x `scale`. May raise UserError."""
     buffer = io.BytesIO()
     enlarged(picture, scale).save(buffer, format="PNG")
     write_atomically(Path(path), buffer.getvalue())
 
 
 def save_gif(path: Path, frames: list[Tensor], scale: int = 2, seconds: float = 0.1) -> None:
-    """Write uint8 (H, W) pictures as an endless GIF that holds its last one for two seconds."""
+    """Write uint8 (C, H, W) pictures as an endless GIF that holds its last one for two seconds."""
     pictures = [enlarged(frame, scale) for frame in frames]
     durations = [1000 * seconds] * (len(frames) - 1) + [2000]
     buffer = io.BytesIO()
@@ -98,7 +104,7 @@ def plot_scores(scores: dict, images: Tensor) -> Figure:
     rows = scores.get("classes")
     figure = Figure(figsize=(13 if rows else 5, 4.5))
     panels = figure.subplots(1, 3 if rows else 1, squeeze=False)[0]
-    panels[0].imshow(make_grid(images[:100]).numpy(), cmap="gray")
+    panels[0].imshow(pixels(make_grid(images[:100])), cmap="gray")
     panels[0].set(title=f"fid {scores['fid']:.2f} (real {scores['fid_floor']:.2f})")
     panels[0].axis("off")
     if rows:
@@ -116,9 +122,11 @@ def plot_scores(scores: dict, images: Tensor) -> Figure:
 
 
 def plot_nearness(
-    spaces: dict[str, Nearness], images: Tensor, training: Tensor, labels: Tensor
+    spaces: dict[str, Any], images: Tensor, training: Tensor, labels: Tensor
 ) -> Figure:
     """By space: the samples nearest to training images, and the distances beside test images'.
+
+    Each of `spaces` is a `scoring.diagnosis.Nearness`.
 
     The nearest pair of each class, by the label of the training image: over all classes the
     nearest would only be ones.
@@ -130,7 +138,7 @@ def plot_nearness(
         found = labels[nearness.neighbours[nearest_first]]
         closest = torch.stack([nearest_first[found == digit][0] for digit in found.unique()])
         shown = torch.cat([images[closest], training[nearness.neighbours[closest]]])
-        left.imshow(make_grid(shown, columns=len(closest)).numpy(), cmap="gray")
+        left.imshow(pixels(make_grid(shown, columns=len(closest))), cmap="gray")
         left.set(title=f"closest in {name}: sample (top), training image (bottom)")
         left.axis("off")
         for label, distances in (("samples", nearness.samples), ("test images", nearness.test)):
@@ -153,66 +161,4 @@ def plot_curve(scores: list[dict]) -> Figure:
     axes.set(yscale="log")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
-    return figure
-
-
-def plot_learning_curves(curves: list[list[dict]]) -> Figure:
-    """`fid` against `minutes` of training, a line for each seed."""
-    figure = Figure(figsize=(7, 4))
-    axes = figure.subplots()
-    for seed, curve in enumerate(curves):
-        minutes, scores = ([point[key] for point in curve] for key in ("minutes", "fid"))
-        axes.plot(minutes, scores, marker="o", label=f"seed {seed}")
-    axes.set(xlabel="minutes of training", ylabel="FID, mnist", yscale="log")
-    axes.grid(alpha=0.3, which="both")
-    axes.legend()
-    return figure
-
-
-def plot_sampler_curves(spaces: dict[str, dict[str, dict[int, float]]]) -> Figure:
-    """A score against network calls: a panel for each score, a line for each sampler.
-
-    spaces: by score and sampler, {network calls: score}. Cut off at 20 times the least of a panel.
-    """
-    figure = Figure(figsize=(6 * len(spaces), 4.5))
-    panels = figure.subplots(1, len(spaces), squeeze=False)[0]
-    for axes, (score, curves) in zip(panels, spaces.items(), strict=True):
-        for sampler, curve in curves.items():
-            axes.plot(curve.keys(), curve.values(), marker="o", markersize=4, label=sampler)
-        axes.set(xlabel="network calls an image", ylabel=score, xscale="log", yscale="log")
-        calls = sorted({k for curve in curves.values() for k in curve})
-        axes.set_xticks(calls, labels=map(str, calls))
-        axes.set_xticks([], minor=True)
-        least = min(value for curve in curves.values() for value in curve.values())
-        axes.set_ylim(least / 1.5, 20 * least)
-        axes.grid(alpha=0.3, which="both")
-    panels[0].legend()
-    figure.tight_layout()
-    return figure
-
-
-def plot_faults(found: dict[str, dict], sets: dict[str, Tensor]) -> Figure:
-    """Some images of each set, and its FID and coverage in every feature space.
-
-    found: by feature network and set, the scores {metric: (value, standard error)}.
-    """
-    names, shown = list(sets), 8
-    figure = Figure(figsize=(11, 0.55 * len(names) + 0.8))
-    panels = figure.subplots(1, 3, sharey=True, width_ratios=(1.15, 1, 1))
-    examples = make_grid(torch.cat([sets[name][:shown] for name in names]), columns=shown)
-    rows = (0, 1, len(names) - 0.5, -0.5)  # so that each row of images stands beside its bars
-    panels[0].imshow(examples.numpy(), cmap="gray", aspect="auto", extent=rows)
-    panels[0].set(xticks=[], yticks=range(len(names)), yticklabels=names)
-    height, places = 0.8 / len(found), np.arange(len(names))
-    for shift, (network, by_set) in enumerate(found.items()):
-        for axes, metric in zip(panels[1:], ("fid", "coverage"), strict=True):
-            values = [by_set[name][metric][0] for name in names]
-            if metric == "fid":  # in units of what untouched images get
-                values = [value / values[0] for value in values]
-            offset = (shift - (len(found) - 1) / 2) * height
-            axes.barh(places + offset, values, height, label=network)
-    panels[1].set(xscale="log", xlabel="FID, relative to untouched images")
-    panels[2].set(xlabel="coverage")
-    panels[2].legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=len(found))
-    figure.tight_layout()
     return figure

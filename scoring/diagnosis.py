@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from config import NUM_CLASSES
-from utils.metrics import fid, nearest, share_below
+from scoring.metrics import fid, nearest, share_below
 
 MIN_CLASS_SIZE = 10  # images; with fewer, the Frechet distance of a class says nothing
 
@@ -14,13 +13,13 @@ def class_table(
 ) -> list[dict]:
     """A row for each class: how many samples, how sure the classifier is of them, their FID.
 
-    probabilities: (N, 10) by the classifier; features: (N, D); both of "samples", "floor" (real
-    images in their place) and "reference". Every set is sorted by the classifier's opinion, so that
-    all are treated alike. labels: what the samples were asked to be, or None.
+    probabilities: (N, classes) by the classifier; features: (N, D); both of "samples", "floor"
+    (real images in their place) and "reference". Every set is sorted by the classifier's opinion,
+    so that all are treated alike. labels: what the samples were asked to be, or None.
     """
     chosen = {name: p.argmax(dim=1) for name, p in probabilities.items()}
     rows = []
-    for digit in range(NUM_CLASSES):
+    for digit in range(probabilities["samples"].shape[1]):
         of_class = {name: features[name][chosen[name] == digit] for name in features}
         row = {"class": digit, "n": len(of_class["samples"])}
         for name, key in (("samples", "share"), ("reference", "share_reference")):
@@ -39,11 +38,9 @@ def class_table(
     return rows
 
 
-def confusion_matrix(asked: Tensor, found: Tensor) -> Tensor:
-    """Counts (10, 10) of labels asked for (rows) against classes found (columns), each (N,)."""
-    return torch.bincount(asked * NUM_CLASSES + found, minlength=NUM_CLASSES**2).view(
-        NUM_CLASSES, NUM_CLASSES
-    )
+def confusion_matrix(asked: Tensor, found: Tensor, classes: int) -> Tensor:
+    """Counts (classes, classes) of labels asked for (rows) against those found (columns)."""
+    return torch.bincount(asked * classes + found, minlength=classes**2).view(classes, classes)
 
 
 class Nearness:

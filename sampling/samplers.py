@@ -15,16 +15,13 @@ of D at the last noise level. One step is one network call, but two for Heun.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from config import GUIDED, IMAGE_SIZE, SAMPLER, UserError
-from models.diffusion import Denoiser, Diffusion
-from utils.data_loader import to_model_range, to_uint8
-from utils.device import autocast, sampling_batch, seeded_generator
+from models.diffusion import Denoiser
 
 Noise = Callable[[], Tensor]
 
@@ -70,6 +67,10 @@ def sample_dpmpp_2m(
     Each step extrapolates the denoised image from the last two in log sigma. The first step has
     no past and the last has infinite length in log sigma: both are plain DDIM steps. DDIM's eta
     then brings in fresh noise: 1 is the paper's SDE-DPM-Solver++(2M).
+
+    The exact probability flow needs no fresh noise. A learnt one gains by it, because it wears away
+    the errors of earlier steps: at 0.75, more than a deterministic sampler can by any number of
+    steps. All of DDPM's noise, eta 1, would need more of them.
     """
     previous, last_step = None, None
     for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
@@ -84,17 +85,6 @@ def sample_dpmpp_2m(
             x = x + float(sigma_up) * noise()
         previous, last_step = x0_hat, step
     return x
-
-
-def sample_dpmpp_2m_sde(
-    denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise, eta: float = 0.75
-) -> Tensor:
-    """DPM-Solver++(2M) with fresh noise, that wears away the errors of earlier steps.
-
-    The exact probability flow needs none, a learnt one gains by it: more than a deterministic
-    sampler can by any number of steps. All of DDPM's noise, eta 1, would need more of them.
-    """
-    return sample_dpmpp_2m(denoise, x, sigmas, noise, eta)
 
 
 def sample_heun(
@@ -185,130 +175,29 @@ def encode(denoise: Denoiser, x0: Tensor, sigmas: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Sampler:
-    """A sampler's function and what it does best with; steps None means T.
+    """A sampler's function, and what it does best with.
 
-    Of the default, 13 steps are 15 network calls: two of the levels are guided, at a call more.
+    Attributes:
+        spacing, steps: of the noise levels; steps None means T.
+        eta, churn: the default of that option; None where the sampler has no such option.
+        noisy: draws fresh noise whatever its options.
     """
 
     function: Callable[..., Tensor]
     spacing: str
     steps: int | None
+    eta: float | None = None
+    churn: float | None = None
+    noisy: bool = False
 
 
+# Of the default, 13 steps are 15 network calls: two of the levels are guided, at a call more.
 SAMPLERS = {
-    "dpmpp_2m_sde": Sampler(sample_dpmpp_2m_sde, "logsnr", 13),
+    "dpmpp_2m_sde": Sampler(sample_dpmpp_2m, "logsnr", 13, eta=0.75),
     "unipc": Sampler(sample_unipc, "logsnr", 15),
     "dpmpp_2m": Sampler(sample_dpmpp_2m, "logsnr", 15),
-    "heun": Sampler(sample_heun, "karras", 10),
-    "ddim": Sampler(sample_ddim, "linear", 50),
-    "ddpm": Sampler(sample_ddpm, "linear", None),
-    "repaint": Sampler(sample_repaint, "linear", 50),
+    "heun": Sampler(sample_heun, "karras", 10, churn=0.0),
+    "ddim": Sampler(sample_ddim, "linear", 50, eta=0.0),
+    "ddpm": Sampler(sample_ddpm, "linear", None, noisy=True),
 }
-
-
-def check_steps(flag_value: int | None, sampler: str, timesteps: int) -> int:
-    """Resolve --steps: the sampler's own by default. Raises UserError unless 1 <= steps <= T."""
-    if flag_value is None:
-        return min(SAMPLERS[sampler].steps or timesteps, timesteps)
-    if flag_value > timesteps:
-        raise UserError(f"--steps {flag_value}: must be an integer >= 1 and <= T = {timesteps}")
-    return flag_value
-
-
-class ImageNoise:
-    """Standard normal noise with a generator of its own for every image.
-
-    Image k of a seed draws the same numbers whatever the batch size, and whichever its neighbours.
-    """
-
-    def __init__(self, seed: int, numbers: range, shape: tuple[int, ...], device: torch.device):
-        self.generators = [seeded_generator(seed, k) for k in numbers]
-        self.shape, self.device = shape, device
-
-    def __call__(self) -> Tensor:
-        """(len(numbers), *shape) float32."""
-        draws = [torch.randn(self.shape, generator=g) for g in self.generators]
-        return torch.stack(draws).to(self.device)
-
-
-@torch.inference_mode()
-def sample_images(
-    diffusion: Diffusion,
-    net: nn.Module,
-    count: int,
-    *,
-    sampler: str = SAMPLER,
-    steps: int | None = None,
-    spacing: str | None = None,
-    seed: int = 0,
-    labels: Tensor | None = None,
-    guidance: float | None = None,
-    guided: tuple[float, float] = GUIDED,
-    batch_size: int | None = None,
-    precision: str = "auto",
-    start: Tensor | None = None,
-    share: tuple[int, int] = (0, 1),
-    watch: Callable[[Denoiser], Denoiser] = lambda denoise: denoise,
-    **options: float | Tensor,
-) -> Iterator[Tensor]:
-    """Draw images 0..count-1 of `seed`, in batches (B, 1, 28, 28) uint8 on the CPU.
-
-    Args:
-        labels: (count,) int64, or None for an unconditional draw.
-        guidance, guided: see `Diffusion.denoiser`.
-        start: (count, 1, 28, 28) standard normal, to begin with in place of the seed's noise.
-        share: (r, R) draws only the batches numbered r, r + R, r + 2R, ...
-        watch: may wrap the denoiser of each batch, to record the path.
-        options: the sampler's own. Tensors among them hold an entry for each of the images.
-
-    Raises UserError when `steps` is more than T.
-    """
-    device = next(net.parameters()).device
-    batch_size = batch_size or sampling_batch(device)
-    steps = check_steps(steps, sampler, diffusion.schedule.timesteps)
-    sigmas = diffusion.schedule.sampling_sigmas(steps, spacing or SAMPLERS[sampler].spacing)
-    for first in range(share[0] * batch_size, count, share[1] * batch_size):
-        numbers = range(first, min(first + batch_size, count))
-
-        def part(value, numbers=numbers):
-            return value[numbers].to(device) if isinstance(value, Tensor) else value
-
-        denoise = watch(diffusion.denoiser(net, part(labels), guidance, guided))
-        noise = ImageNoise(seed, numbers, (1, IMAGE_SIZE, IMAGE_SIZE), device)
-        x = noise() if start is None else part(start)
-        x = x * float((1 + sigmas[0] ** 2).sqrt())  # x0 is unknown: give it unit variance
-        own = {name: part(value) for name, value in options.items()}
-        with autocast(device, precision):  # the network; samplers themselves stay in float32
-            x0 = SAMPLERS[sampler].function(denoise, x, sigmas, noise, **own)
-        yield to_uint8(x0).cpu()
-
-
-@torch.inference_mode()
-def encode_images(
-    diffusion: Diffusion,
-    net: nn.Module,
-    images: Tensor,
-    *,
-    steps: int,
-    spacing: str,
-    labels: Tensor | None = None,
-    guidance: float | None = None,
-    guided: tuple[float, float] = GUIDED,
-    batch_size: int | None = None,
-    precision: str = "auto",
-) -> Tensor:
-    """Images (N, 1, 28, 28) uint8 -> the noise from which `sample_images(start=noise)` draws them.
-
-    Called there with the same steps and spacing; the more steps, the closer they come back.
-    """
-    device = next(net.parameters()).device
-    batch_size = batch_size or sampling_batch(device)
-    sigmas = diffusion.schedule.sampling_sigmas(steps, spacing)
-    parts = []
-    for numbers in torch.arange(len(images)).split(batch_size):
-        y = None if labels is None else labels[numbers].to(device)
-        with autocast(device, precision):
-            x0 = to_model_range(images[numbers].to(device))
-            x = encode(diffusion.denoiser(net, y, guidance, guided), x0, sigmas)
-        parts.append((x / float((1 + sigmas[0] ** 2).sqrt())).cpu())
-    return torch.cat(parts)
+INPAINTERS = {"repaint": Sampler(sample_repaint, "linear", 50, noisy=True)}

@@ -9,19 +9,29 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from config import NUM_CLASSES, UserError
-from utils.data_loader import epoch_batches
+from config import UserError
+from utils.data_loader import DatasetInfo, epoch_batches
 
+CLASSES = tuple("0123456789")
 CLASSIFIER_PATH = Path(__file__).parents[1] / "checkpoints" / "pretrained" / "mnist_classifier.pth"
 CLASSIFIER_SHA256 = "0c199308cc1138fb943f3db0c9b78c684fd207e7a198041866b85f9fa65ecabd"
 
 
-class MNISTClassifier(nn.Module):
-    """A small convolutional classifier of 28x28 digits; its last hidden layer is the features."""
+def reads(data: DatasetInfo) -> bool:
+    """True where the shipped classifier knows the classes: digits, as MNIST shows them."""
+    return data.shape == DigitClassifier.shape and data.class_names == CLASSES
+
+
+class DigitClassifier(nn.Module):
+    """A small convolutional classifier; its last hidden layer is the features.
+
+    By default for MNIST's digits; `--tstr` makes others, for images (C, H, W) of any size.
+    """
 
     dim = 128
+    shape = (1, 28, 28)  # of the images that the shipped one knows
 
-    def __init__(self):
+    def __init__(self, channels: int = 1, num_classes: int = len(CLASSES)):
         super().__init__()
 
         def block(c_in: int, c_out: int) -> list[nn.Module]:
@@ -29,19 +39,19 @@ class MNISTClassifier(nn.Module):
             return [conv, nn.BatchNorm2d(c_out), nn.ReLU()]
 
         self.body = nn.Sequential(
-            *block(1, 24), *block(24, 24), nn.MaxPool2d(2),  # 14x14
-            *block(24, 48), *block(48, 48), nn.MaxPool2d(2),  # 7x7
+            *block(channels, 24), *block(24, 24), nn.MaxPool2d(2),
+            *block(24, 48), *block(48, 48), nn.MaxPool2d(2),
             *block(48, self.dim), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
         )  # fmt: skip
-        self.head = nn.Linear(self.dim, NUM_CLASSES)
+        self.head = nn.Linear(self.dim, num_classes)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, 1, 28, 28) in [0, 1] -> features (B, 128) >= 0 and logits (B, 10)."""
+        """x (B, C, H, W) in [0, 1] -> features (B, 128) >= 0 and logits (B, num_classes)."""
         features = self.body(x)
         return features, self.head(features)
 
 
-def load_classifier(device="cpu") -> MNISTClassifier:
+def load_classifier(device="cpu") -> DigitClassifier:
     """The shipped classifier. Raises UserError if its file is missing or another one."""
     try:
         digest = hashlib.sha256(CLASSIFIER_PATH.read_bytes()).hexdigest()
@@ -49,13 +59,13 @@ def load_classifier(device="cpu") -> MNISTClassifier:
         raise UserError(f"{CLASSIFIER_PATH}: missing; restore it with git checkout") from None
     if digest != CLASSIFIER_SHA256:
         raise UserError(f"{CLASSIFIER_PATH}: damaged, its SHA-256 is {digest[:12]}...")
-    net = MNISTClassifier()
+    net = DigitClassifier()
     net.load_state_dict(torch.load(CLASSIFIER_PATH, map_location="cpu", weights_only=True))
     return net.to(device, memory_format=torch.channels_last).eval()
 
 
 def jitter(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Small random affine maps of x (B, 1, H, W): 10 degrees, 10 % of size, 2 pixels of shift."""
+    """Small random affine maps of x (B, C, H, W): 10 degrees, 10 % of size, 2 pixels of shift."""
     u = torch.rand(5, len(x), generator=generator).to(x) * 2 - 1
     angle, log_scale, shear = u[0] * math.radians(10), u[1] * 0.1, u[2] * 0.1
     cos, sin = angle.cos() * log_scale.exp(), angle.sin() * log_scale.exp()
@@ -74,15 +84,18 @@ def train_classifier(
     batch_size: int = 128,
     lr: float = 1e-2,
     seed: int = 0,
-) -> MNISTClassifier:
-    """A classifier of images (N, 1, 28, 28) uint8, labels (N,) int64 in 0..9; N >= 2.
+    num_classes: int = len(CLASSES),
+) -> DigitClassifier:
+    """A classifier of images (N, C, H, W) uint8, labels (N,) int64 below num_classes; N >= 2.
 
     AdamW with a one-cycle learning rate, which peaks at `lr`, on jittered images.
     """
     images, labels = images.to(device), labels.to(device)
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    net = MNISTClassifier().to(device, memory_format=torch.channels_last)
+    net = DigitClassifier(images.shape[1], num_classes).to(
+        device, memory_format=torch.channels_last
+    )
     optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=0.05)
     steps_per_epoch = len(images) // min(batch_size, len(images))
     steps = epochs * steps_per_epoch
@@ -101,7 +114,7 @@ def train_classifier(
 
 
 @torch.inference_mode()
-def accuracy(net: MNISTClassifier, images: Tensor, labels: Tensor, device: torch.device) -> float:
-    """Share of images (N, 1, 28, 28) uint8 whose most likely class is the label."""
+def accuracy(net: DigitClassifier, images: Tensor, labels: Tensor, device: torch.device) -> float:
+    """Share of images (N, C, H, W) uint8 whose most likely class is the label."""
     logits = [net(batch.to(device).float() / 255)[1] for batch in images.split(500)]
     return (torch.cat(logits).argmax(1).cpu() == labels).float().mean().item()

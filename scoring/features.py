@@ -1,7 +1,8 @@
 """Images -> feature vectors, by two networks behind one protocol.
 
-`mnist` is the project's own classifier (`classifier.py` trains it): it sees which digit, and how
-well formed. `inception` is the network of the published FID: it sees texture and edges.
+`mnist` is the project's own classifier (`python -m scoring.train_classifier` trains it): it sees
+which digit, and how well formed. `inception` is the network of the published FID: it sees texture
+and edges.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from config import UserError
-from utils.classifier import CLASSIFIER_SHA256, MNISTClassifier, load_classifier
+from scoring.classifier import CLASSIFIER_SHA256, DigitClassifier, load_classifier
 from utils.files import write_atomically
 
 CACHE = Path("outputs") / "feature_cache"
@@ -23,7 +24,7 @@ CACHE_BLOCK = 1000  # images a file, so that what an interrupted run has done is
 
 
 class FeatureNetwork(Protocol):
-    """uint8 (B, 1, H, W) -> float32 (B, dim) on the CPU.
+    """uint8 (B, C, H, W) -> float32 (B, dim) on the CPU.
 
     `version` tells the weights and `batch_size` how many images at a time are fastest.
     """
@@ -39,7 +40,7 @@ class FeatureNetwork(Protocol):
 class MNISTFeatures:
     """The classifier's last hidden layer, 128-d."""
 
-    name, dim, batch_size = "mnist", MNISTClassifier.dim, 250
+    name, dim, batch_size = "mnist", DigitClassifier.dim, 250
 
     def __init__(self, device="cpu"):
         self.net, self.device = load_classifier(device), device
@@ -88,8 +89,17 @@ def load_features(name: str, dims: int, device="cpu") -> FeatureNetwork:
     return MNISTFeatures(device) if name == "mnist" else InceptionFeatures(dims, device)
 
 
+def check_features(name: str, shape: tuple[int, ...], source: str) -> None:
+    """Raises UserError where the network cannot see images of `shape` (C, H, W) from `source`."""
+    if name == MNISTFeatures.name and shape != DigitClassifier.shape:
+        own, theirs = (" x ".join(map(str, size)) for size in (DigitClassifier.shape, shape))
+        raise UserError(
+            f"{source}: images of {theirs}; --features {name} reads {own}, use --features inception"
+        )
+
+
 def extract(network: FeatureNetwork, images: Tensor, what: str, cache: bool = False) -> Tensor:
-    """Features (N, dim) float32 of images (N, 1, H, W) uint8; a bar says `what` they are.
+    """Features (N, dim) float32 of images (N, C, H, W) uint8; a bar says `what` they are.
 
     With `cache`, blocks of features are kept on disk and found again by the content of their
     images: for real images, which are asked about in every run.

@@ -2,29 +2,40 @@
 
 import hashlib
 import math
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from config import EvalConfig, UserError
-from utils.data_loader import load_dataset
-from utils.features import FeatureNetwork, extract
-from utils.files import load_images
-from utils.metrics import NEAREST_K, Score, fid, fid_spread, kid, precision_recall_density_coverage
+from config import UserError
+from scoring.features import FeatureNetwork, extract
+from scoring.metrics import (
+    NEAREST_K,
+    Score,
+    fid,
+    fid_spread,
+    kid,
+    precision_recall_density_coverage,
+)
 
-METRICS = ("fid", "kid", "precision", "recall", "density", "coverage")
 FLOOR_SEED = 0  # which real images stand in for a perfect model
 FEWEST = 2000  # images, below which a Frechet distance is mostly bias
+
+# Each function takes features (N, D) and (M, D) and returns a Score for each of its names.
+METRIC_FUNCTIONS: dict[tuple[str, ...], Callable[[Tensor, Tensor], dict[str, Score]]] = {
+    ("fid",): lambda x, y: {"fid": (fid(x, y), fid_spread(x, y))},
+    ("kid",): lambda x, y: {"kid": kid(x, y)},
+    ("precision", "recall", "density", "coverage"): precision_recall_density_coverage,
+}
+METRICS = tuple(name for names in METRIC_FUNCTIONS for name in names)
 
 
 def all_scores(features: Tensor, reference: Tensor) -> dict[str, Score]:
     """Every one of METRICS with its standard error, of features (N, D) against (M, D)."""
-    return {
-        "fid": (fid(features, reference), fid_spread(features, reference)),
-        "kid": kid(features, reference),
-        **precision_recall_density_coverage(features, reference),
-    }
+    found: dict[str, Score] = {}
+    for function in METRIC_FUNCTIONS.values():
+        found |= function(features, reference)
+    return found
 
 
 def content_hash(data: bytes) -> str:
@@ -39,49 +50,40 @@ def stand_ins(train: Tensor, count: int) -> Tensor:
 
 
 class Yardstick:
-    """What `candidates` are held against, and the floor: as many real images in their place.
+    """What samples are held against, and the floor: as many real images in their place.
 
-    The reference is the test set, and for the floor training images are held against it.
-    --reference_images has no training set: one random half is held against the other.
-    Raises UserError when the reference has too few images, or others than `candidates` in size.
+    Args:
+        network: whose features are compared.
+        name: of the reference.
+        images: of the reference, uint8 (M, C, H, W).
+        stand_in: real images in place of samples, for the floor; without them, one random half of
+            `images` is held against the other.
+
+    Raises UserError when the reference has too few images.
 
     Attributes:
-        images, features: of the reference, uint8 (M, 1, H, W) and (M, D).
-        stand_in, stand_in_features: the same of the real images in place of samples.
+        features: of the reference, (M, D).
+        stand_in, stand_in_features: the real images in place of samples, and their features.
         floor: what those score, by metric.
     """
 
-    def __init__(self, cfg: EvalConfig, dataset: str, candidates: Tensor, network: FeatureNetwork):
-        self.network = network
-        if cfg.reference_images:
-            self.name = cfg.reference_images
-            self.images = load_images(Path(self.name), "--reference_images")
-            self._check_size(cfg, candidates)
-            if len(self.images) < 2 * (NEAREST_K + 1):
-                raise UserError(
-                    f"--reference_images {self.name}: holds {len(self.images)} images,"
-                    f" must be at least {2 * (NEAREST_K + 1)}"
-                )
-            self.features = extract(network, self.images, "the reference", cache=True)
-            generator = torch.Generator().manual_seed(FLOOR_SEED)
-            half, opposite = torch.randperm(len(self.images), generator=generator).chunk(2)
-            self.stand_in, self.stand_in_features = self.images[half], self.features[half]
-            self.floor = all_scores(self.stand_in_features, self.features[opposite])
-        else:
-            self.name = f"{dataset} test set"
-            self.images, _ = load_dataset(dataset, cfg.data_dir, "test")
-            self._check_size(cfg, candidates)
-            train, _ = load_dataset(dataset, cfg.data_dir, "train")
-            self.features = extract(network, self.images, "the reference", cache=True)
-            self.stand_in = stand_ins(train, len(candidates))
-            self.stand_in_features = extract(network, self.stand_in, "real images", cache=True)
+    def __init__(
+        self, network: FeatureNetwork, name: str, images: Tensor, stand_in: Tensor | None = None
+    ):
+        self.network, self.name, self.images = network, name, images
+        fewest = NEAREST_K + 1 if stand_in is not None else 2 * (NEAREST_K + 1)
+        if len(images) < fewest:
+            raise UserError(f"{name}: holds {len(images)} images, must be at least {fewest}")
+        self.features = extract(network, images, "the reference", cache=True)
+        if stand_in is not None:
+            self.stand_in = stand_in
+            self.stand_in_features = extract(network, stand_in, "real images", cache=True)
             self.floor = all_scores(self.stand_in_features, self.features)
-
-    def _check_size(self, cfg: EvalConfig, candidates: Tensor) -> None:
-        size, wanted = tuple(candidates.shape[1:]), tuple(self.images.shape[1:])
-        if size != wanted:
-            name = f"--images {cfg.images}" if cfg.images else "the samples"
-            raise UserError(f"{name}: are of size {size}, must be {wanted} as in {self.name}")
+        else:
+            generator = torch.Generator().manual_seed(FLOOR_SEED)
+            half, opposite = torch.randperm(len(images), generator=generator).chunk(2)
+            self.stand_in, self.stand_in_features = images[half], self.features[half]
+            self.floor = all_scores(self.stand_in_features, self.features[opposite])
 
     def score(self, features: Tensor) -> dict[str, float | int | str]:
         """Facts, and each of METRICS: value, `_spread`, `_floor` and `_floor_spread`."""

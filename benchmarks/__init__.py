@@ -1,0 +1,1 @@
+"""The programs behind the published tables: `python -m benchmarks NAME`."""

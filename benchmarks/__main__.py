@@ -1,0 +1,61 @@
+"""The measurements behind the published tables: each prints a Markdown table, most draw a figure.
+
+    python -m benchmarks floors    what real images score against the test set, by their number
+    python -m benchmarks faults    which metric notices which fault in real images
+    python -m benchmarks features  images/s of the feature networks, and FID by another program
+    python -m benchmarks train     FID against minutes of training (--profile: where a step goes)
+    python -m benchmarks speedrun  minutes of training until a given FID
+    python -m benchmarks sample    images/s of the shipped networks, and of ancestral sampling
+    python -m benchmarks compare   the shipped networks beside real images and other programs'
+    python -m benchmarks samplers  FID against network calls, for each sampler
+    python -m benchmarks guidance  FID and agreement with the label against the guidance scale
+
+Tables and figures are also written to outputs/benchmark/. Training and sampling are main.py's and
+generate.py's own; scoring is not on the clock.
+"""
+
+import sys
+
+from benchmarks.comparison import CompareConfig, compare
+from benchmarks.ruler import FeaturesConfig, SpacesConfig, faults, features, floors
+from benchmarks.sampling import (
+    GuidanceConfig,
+    SamplersConfig,
+    SpeedConfig,
+    guidance,
+    sample,
+    samplers,
+)
+from benchmarks.training import QualityConfig, speedrun, train_benchmark
+from config import UserError, parse, run
+from utils.device import environment, pick_device
+
+BENCHMARKS = {
+    "floors": (SpacesConfig, floors),
+    "faults": (SpacesConfig, faults),
+    "features": (FeaturesConfig, features),
+    "train": (QualityConfig, train_benchmark),
+    "speedrun": (QualityConfig, speedrun),
+    "sample": (SpeedConfig, sample),
+    "compare": (CompareConfig, compare),
+    "samplers": (SamplersConfig, samplers),
+    "guidance": (GuidanceConfig, guidance),
+}
+
+
+def main() -> None:
+    name, *flags = sys.argv[1:] or [""]
+    if name in ("-h", "--help"):
+        print(__doc__)
+        return
+    if name not in BENCHMARKS:
+        raise UserError(f"benchmark {name!r}: must be one of {', '.join(BENCHMARKS)}")
+    kind, measure = BENCHMARKS[name]
+    cfg = parse(kind, measure.__doc__, flags)
+    measure(cfg)
+    for key, value in environment(pick_device(cfg.device)).items():
+        print(f"# {key}: {value}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,146 @@
+"""The ruler itself: what real images score, which metric sees which fault, and how fast it is."""
+
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision.io import write_png
+from torchvision.transforms.functional import gaussian_blur
+
+from benchmarks.common import FOLDER, feature_networks, reference_features, write_table
+from benchmarks.figures import plot_faults
+from config import DATA_DIR, DEVICES, INCEPTION_DIMS, setting
+from scoring.features import extract, load_features
+from scoring.metrics import fid
+from scoring.yardstick import METRICS, all_scores, score_text
+from utils.data_loader import load_dataset
+from utils.device import pick_device, seeded_generator
+from utils.files import load_images
+from utils.visualization import save_figure
+
+
+@dataclass(frozen=True)
+class SpacesConfig:
+    """Which feature spaces to compare, on which images."""
+
+    features: str = setting("both", "feature networks", choices=("mnist", "inception", "both"))
+    dims: int = setting(768, "Inception layer", choices=INCEPTION_DIMS)
+    num_samples: int = setting(10_000, "how many real images, at most", low=40, high=20_000)
+    other_images: str | None = setting(None, "faults: score these images as well")
+    seed: int = setting(0, "which real images, and the faults' randomness", low=0)
+    data_dir: str = setting(DATA_DIR, "where MNIST is, or is downloaded to")
+    device: str = setting("auto", "where to compute", choices=DEVICES)
+
+
+def floors(cfg: SpacesConfig) -> None:
+    """What real training images score against the MNIST test set, for several numbers of them."""
+    train = load_dataset("mnist", cfg.data_dir, "train").images
+    chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(cfg.seed))
+    sizes = [n for n in (512, 1000, 2000, 5000, 10_000, 20_000) if n <= cfg.num_samples]
+    rows = []
+    for network in feature_networks(cfg.features, cfg.dims, cfg.device):
+        reference = reference_features(network, cfg.data_dir)
+        features = extract(network, train[chosen[: sizes[-1]]], "real images", cache=True)
+        for n in sizes:
+            scores = all_scores(features[:n], reference)
+            cells = [score_text(*scores[name]) for name in METRICS]
+            rows.append([network.name, f"{n:,}", *cells])
+    write_table("floors", ["features", "n", *METRICS], rows)
+
+
+def faulty_sets(images: Tensor, labels: Tensor, n: int, seed: int) -> dict[str, Tensor]:
+    """Sets of n images made of real ones (N, 1, 28, 28) uint8, by the name of what is wrong."""
+    noise = torch.randn((n, *images.shape[1:]), generator=seeded_generator(seed))
+    return {
+        "nothing": images[:n],
+        "faint noise": (images[:n] + 4 * noise).round().clamp(0, 255).to(torch.uint8),
+        "blurred": gaussian_blur(images[:n], 5, 0.7),
+        "8 of 10 classes": images[labels < 8][:n],
+        "each 4 times": images[: -(-n // 4)].repeat(4, 1, 1, 1)[:n],
+    }
+
+
+def faults(cfg: SpacesConfig) -> None:
+    """What is done to real images, and what each metric in each feature space makes of it."""
+    train = load_dataset("mnist", cfg.data_dir, "train")
+    chosen = torch.randperm(len(train.images), generator=torch.Generator().manual_seed(cfg.seed))
+    sets = faulty_sets(train.images[chosen], train.labels[chosen], cfg.num_samples, cfg.seed)
+    if cfg.other_images:
+        path = Path(cfg.other_images)
+        others = load_images(path, "--other_images")[: cfg.num_samples]
+        sets[f"{path.stem}, n = {len(others)}"] = others
+    found = {}
+    for network in feature_networks(cfg.features, cfg.dims, cfg.device):
+        reference = reference_features(network, cfg.data_dir)
+        found[network.name] = {
+            name: all_scores(extract(network, faulty, name, cache=True), reference)
+            for name, faulty in sets.items()
+        }
+    rows = [
+        [network, name, *(score_text(*scores[metric]) for metric in METRICS)]
+        for network, by_set in found.items()
+        for name, scores in by_set.items()
+    ]
+    write_table("faults", ["features", "what is wrong", *METRICS], rows)
+    save_figure(FOLDER / "faults.png", plot_faults(found, sets))
+
+
+@dataclass(frozen=True)
+class FeaturesConfig:
+    """How many images to time the feature networks on."""
+
+    num_samples: int = setting(2000, "PNGs in each of the two folders", low=40, high=10_000)
+    device: str = setting("auto", "where to compute", choices=DEVICES)
+    data_dir: str = setting(DATA_DIR, "where MNIST is, or is downloaded to")
+
+
+def pytorch_fid(*arguments: object) -> tuple[str, float]:
+    """What that program's command line prints last, and the seconds it took."""
+    command = [sys.executable, "-m", "pytorch_fid", *map(str, arguments)]
+    start = time.perf_counter()
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    return result.stdout.strip().splitlines()[-1], time.perf_counter() - start
+
+
+def features(cfg: FeaturesConfig) -> None:
+    """Time to score two folders of PNGs, here and by the pytorch-fid command line.
+
+    One folder holds test images, the other the same blurred. Both programs start from the files.
+    Starting Python and importing torch is left out on both sides.
+    """
+    device = pick_device(cfg.device)
+    test = load_dataset("mnist", cfg.data_dir, "test").images
+    start = time.perf_counter()
+    extract(load_features("mnist", 0, device), test, "the test set")
+    seconds = time.perf_counter() - start
+    print(f"\nmnist features of {len(test):,} images: {seconds:.1f} s")
+
+    rows = []
+    _, idle = pytorch_fid("--help")
+    with tempfile.TemporaryDirectory() as folder:
+        folders = [Path(folder) / name for name in ("sharp", "blurred")]
+        sharp = test[: cfg.num_samples]
+        for path, images in zip(folders, (sharp, gaussian_blur(sharp, 5, 0.7)), strict=True):
+            path.mkdir()
+            for k, image in enumerate(images):
+                write_png(image, str(path / f"{k:05d}.png"))
+        for dims in (64, 192, 768):
+            start = time.perf_counter()
+            network = load_features("inception", dims, device)
+            sets = [load_images(path, "folder") for path in folders]
+            own = fid(*(extract(network, images, "PNGs") for images in sets))
+            own_seconds = time.perf_counter() - start
+            said, seconds = pytorch_fid(*folders, "--dims", dims, "--device", device)
+            other, count = float(said.split()[-1]), 2 * len(sharp)
+            rows.append(
+                [f"{dims}", f"{own:.6f}", f"{other:.6f}", f"{abs(own / other - 1):.1e}"]
+                + [f"{count / t:.1f}" for t in (own_seconds, seconds - idle)]
+                + [f"{(seconds - idle) / own_seconds:.2f}"]
+            )
+    header = ["`--dims`", "FID", "by pytorch-fid", "relative difference"]
+    write_table("features", [*header, "images/s", "of pytorch-fid", "ratio"], rows)

@@ -1,0 +1,216 @@
+"""Sampling: speed, and quality against network calls and against guidance."""
+
+import dataclasses
+import itertools
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+
+from benchmarks.common import (
+    FOLDER,
+    SEARCH_SEED,
+    check_inception,
+    draw,
+    draw_timed,
+    judge,
+    reference_features,
+    shipped_networks,
+    whole_numbers,
+    write_table,
+)
+from benchmarks.figures import plot_sampler_curves
+from config import DATA_DIR, DEVICES, GUIDED, SAMPLER, SamplingConfig, UserError, setting
+from models.trained import TrainedModel, load_trained
+from sampling.draw import count_evaluated, labels_for, resolve
+from sampling.samplers import SAMPLERS
+from scoring.features import extract, load_features
+from scoring.yardstick import all_scores, content_hash, score_text, stand_ins
+from utils.data_loader import load_dataset
+from utils.device import pick_device
+from utils.files import write_atomically
+from utils.visualization import save_figure
+
+
+@dataclass(frozen=True)
+class SpeedConfig(SamplingConfig):
+    """What to draw with, and how many."""
+
+    num_samples: int = setting(250, "images to time", low=1)
+    device: str = setting("auto", "where to compute", choices=DEVICES)
+
+
+def sample(cfg: SpeedConfig) -> None:
+    """Images/s of the shipped networks at generate.py's defaults, and by T steps of DDPM."""
+    rows = []
+    for name, model in shipped_networks(pick_device(cfg.device)):
+        _, rate, calls = draw_timed(model, cfg.num_samples, cfg)
+        ancestral = SamplingConfig(sampler="ddpm", guidance=1.0, batch_size=cfg.batch_size)
+        _, slow_rate, slow_calls = draw_timed(model, cfg.num_samples, ancestral)
+        times = [f"{calls:.0f}", f"{rate:.1f}", f"{slow_calls:.0f}", f"{slow_rate:.2f}"]
+        rows.append([name, *times, f"{rate / slow_rate:.1f}"])
+    header = ["network", "calls", "images/s", "calls, ddpm", "images/s, ddpm", "ratio"]
+    write_table("sample", header, rows)
+
+
+@dataclass(frozen=True)
+class SamplersConfig(SamplingConfig):
+    """What to draw with, how often the network may be called, and how closely to look.
+
+    Of the settings of sampling, `sampler` leaves out all others, and `steps` come from `calls`.
+    """
+
+    checkpoint: str = setting("checkpoints/pretrained/unet.pth", "the model to sample from")
+    calls: str = setting("4,6,8,10,15,20,50,100,300", "network calls an image, at most")
+    num_samples: int = setting(10_000, "images for each score", low=40)
+    inception: int | None = setting(None, "score N of them by Inception as well (768)", low=40)
+    seed: int = setting(SEARCH_SEED, "of the samples", low=0, high=2**63 - 1)
+    device: str = setting("auto", "where to compute", choices=DEVICES)
+    data_dir: str = setting(DATA_DIR, "where MNIST is, or is downloaded to")
+
+
+def affordable(sampling: SamplingConfig, model: TrainedModel, calls: int) -> SamplingConfig | None:
+    """`sampling` at the most steps that take at most so many network calls an image, or None."""
+    schedule, best = model.diffusion.schedule, None
+    for steps in range(1, min(calls, schedule.timesteps) + 1):
+        tried = resolve(dataclasses.replace(sampling, steps=steps), model)
+        levels = schedule.sampling_sigmas(steps, tried.spacing)[:-1].tolist()
+        if tried.sampler == "heun":  # whose every step between two of the levels calls at both
+            levels += levels[1:-1]
+        guided = [tried.guided_from <= sigma <= tried.guided_to for sigma in levels]
+        twice = sum(guided) if tried.guidance > 1 else 0
+        best = tried if len(levels) + twice <= calls else best
+    return best
+
+
+class Measured:
+    """FIDs in several feature spaces, kept in a file so that none is measured twice."""
+
+    def __init__(self, path: Path, spaces: list[tuple[str, int, Callable[[Tensor], float]]]):
+        """spaces: name of the features, number of images, and the FID of images there."""
+        self.path, self.spaces = path, spaces
+        self.known = json.loads(path.read_text()) if path.exists() else {}
+
+    def scores(self, what: str, images_of: Callable[[int], Tensor]) -> list[float]:
+        """In each space, the FID of as many images as are scored there; images_of(n) draws them."""
+        keys = [f"{what}, {n} {name}" for name, n, _ in self.spaces]
+        pairs = zip(keys, self.spaces, strict=True)
+        missing = [pair for pair in pairs if pair[0] not in self.known]
+        if missing:
+            images = images_of(max(n for _, (_, n, _) in missing))
+            for key, (_, n, score) in missing:
+                self.known[key] = score(images[:n])
+            write_atomically(self.path, json.dumps(self.known, indent=1).encode())
+        return [self.known[key] for key in keys]
+
+
+def samplers(cfg: SamplersConfig) -> None:
+    """FID against network calls an image: each sampler unguided, and the default one guided.
+
+    What was measured before is kept, and not done again.
+    """
+    calls = whole_numbers("calls", cfg.calls, at_least=1)
+    check_inception(cfg.inception, cfg.num_samples)
+    device = pick_device(cfg.device)
+    model = load_trained(cfg.checkpoint, device)
+    spaces = [("mnist", cfg.num_samples, judge(load_features("mnist", 0, device), cfg.data_dir))]
+    if cfg.inception:
+        network = load_features("inception", 768, device)
+        spaces.append((network.name, cfg.inception, judge(network, cfg.data_dir)))
+    file = f"samplers_{content_hash(Path(cfg.checkpoint).read_bytes())}.json"
+    measured = Measured(FOLDER / file, spaces)
+    curves = sampler_curves(cfg, model, measured, calls)
+    titles = [f"FID, {name}, n = {n:,}" for name, n, _ in spaces]
+    for (name, _, _), title, curve_of in zip(spaces, titles, curves, strict=True):
+        rows = [
+            [what] + [f"{curve[k]:.4f}" if k in curve else "-" for k in calls]
+            for what, curve in curve_of.items()
+        ]
+        write_table(f"samplers_{name}", [title, *(f"{k} calls" for k in calls)], rows)
+    figure = plot_sampler_curves(dict(zip(titles, curves, strict=True)))
+    save_figure(FOLDER / "samplers.png", figure)
+
+
+def sampler_curves(
+    cfg: SamplersConfig, model: TrainedModel, measured: Measured, calls: list[int]
+) -> list[dict[str, dict[int, float]]]:
+    """For each space {row of the table: {network calls: FID}}; the first row is real images'."""
+    real = "real training images"
+    train = load_dataset("mnist", cfg.data_dir, "train").images
+    floors = measured.scores(real, partial(stand_ins, train))
+    curves = [{real: dict.fromkeys(calls, floor)} for floor in floors]
+    entries = [(name, 1.0) for name in SAMPLERS] + [(SAMPLER, resolve(cfg, model).guidance)]
+    for sampler, guidance in dict.fromkeys(entries):  # an unguided network's two are one
+        if cfg.sampler not in (None, sampler):
+            continue
+        asked = dataclasses.replace(cfg, sampler=sampler, guidance=guidance, steps=None)
+        row = f"{sampler}, {resolve(asked, model).spacing}"
+        row += f", guidance {guidance:g}" * (guidance != 1)
+        for most in calls:
+            sampling = affordable(asked, model, most)
+            if sampling is None:
+                continue
+            images_of = partial(draw, model, sampling=sampling)
+            found = measured.scores(f"{row}, {sampling.steps} steps", images_of)
+            for curve, value in zip(curves, found, strict=True):
+                curve.setdefault(row, {})[most] = value
+    return curves
+
+
+ABOVE_GUIDED = (GUIDED[1], 12.0)  # to show what guidance does there
+
+
+@dataclass(frozen=True)
+class GuidanceConfig(SamplingConfig):
+    """Which scales to try on which model; they and their noise levels take those flags' places."""
+
+    checkpoint: str = setting("checkpoints/pretrained/unet.pth", "the model to sample from")
+    scales: str = setting("0,1,1.5,2,3,4", "guidance scales")
+    inception: int | None = setting(None, "score N of them by Inception as well (768)", low=40)
+    num_samples: int = setting(2000, "images for each scale", low=40)
+    seed: int = setting(SEARCH_SEED, "of the samples", low=0, high=2**63 - 1)
+    device: str = setting("auto", "where to compute", choices=DEVICES)
+    data_dir: str = setting(DATA_DIR, "where MNIST is, or is downloaded to")
+
+
+def guidance(cfg: GuidanceConfig) -> None:
+    """What the guidance scale buys and costs: agreement of the classifier's reading, and scores."""
+    try:
+        scales = [float(part) for part in cfg.scales.split(",")]
+    except ValueError:
+        raise UserError(f"--scales {cfg.scales}: must be numbers, like 1,1.5,2") from None
+    check_inception(cfg.inception, cfg.num_samples)
+    device = pick_device(cfg.device)
+    model = load_trained(cfg.checkpoint, device)
+    labels = labels_for(model, cfg.num_samples, cfg.seed)
+    if labels is None:
+        raise UserError(f"--checkpoint {cfg.checkpoint}: is unconditional; guidance needs labels")
+    network = load_features("mnist", 0, device)
+    reference = reference_features(network, cfg.data_dir)
+    header = ["guidance", "at sigma", "calls", "agreement", "FID, mnist", "precision", "recall"]
+    if cfg.inception:
+        header.append(f"FID, inception-768, n = {cfg.inception:,}")
+        score = judge(load_features("inception", 768, device), cfg.data_dir)
+    evaluated = count_evaluated(model.net)
+    rows = []
+    for scale, (low, high) in itertools.product(scales, (GUIDED, ABOVE_GUIDED, (0.0, math.inf))):
+        where = "all" if high == math.inf else f"{low:g} to {high:g}"
+        if scale <= 1 and where != "all":  # which is guided everywhere, whatever the levels
+            continue
+        evaluated.clear()
+        asked = dataclasses.replace(cfg, guidance=scale, guided_from=low, guided_to=high)
+        images = draw(model, cfg.num_samples, asked)
+        calls = sum(evaluated) / cfg.num_samples
+        features = extract(network, images, "samples")
+        read = network.probabilities(features).argmax(dim=1)
+        scores = all_scores(features, reference)
+        cells = [f"{scale:g}", where, f"{calls:.0f}", f"{(read == labels).float().mean():.4f}"]
+        cells += [score_text(*scores[metric]) for metric in ("fid", "precision", "recall")]
+        if cfg.inception:
+            cells.append(f"{score(images[: cfg.inception]):.4f}")
+        rows.append(cells)
+    write_table("guidance", header, rows)

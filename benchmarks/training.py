@@ -1,0 +1,197 @@
+"""Training: quality against minutes, minutes to a quality, and where a step's time goes."""
+
+import contextlib
+import dataclasses
+import json
+import shlex
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.common import (
+    FOLDER,
+    SEARCH_SEED,
+    check_inception,
+    draw,
+    judge,
+    seconds_each,
+    spread_text,
+    write_table,
+)
+from benchmarks.figures import plot_learning_curves
+from config import DATA_DIR, DEVICES, MODELS, SamplingConfig, TrainConfig, UserError, parse, setting
+from scoring.features import load_features
+from scoring.yardstick import content_hash
+from training.denoising import DenoisingTrainer
+from training.loop import Run, train
+from utils.data_loader import describe, load_dataset, to_model_range
+from utils.device import DTYPES, arithmetic, pick_device
+from utils.files import write_atomically
+from utils.visualization import save_figure
+
+
+@dataclass(frozen=True)
+class QualityConfig:
+    """What to train, for how long, and how closely to look."""
+
+    model_type: str = setting("unet", "noise predictor", choices=MODELS)
+    max_minutes: float = setting(10.0, "time budget of a run", above=0)
+    settings: str = setting("", "more flags of main.py, as in '--batch_size 64 --t_std 1.3'")
+    sampling: str = setting("", "flags of generate.py to draw with, as in '--guidance 1'")
+    fid: float = setting(3.0, "speedrun: stop the clock at this FID, `mnist` features", above=0)
+    every: float = setting(1.0, "minutes of training between two scores", above=0)
+    seeds: int = setting(3, "number of runs", low=1)
+    num_samples: int = setting(5000, "images for each score", low=40)
+    inception: int | None = setting(
+        None, "train: score N images of the end by Inception as well (768)", low=40
+    )
+    profile: bool = setting(False, "train: only show what a training step spends its time on")
+    device: str = setting("auto", "where to compute", choices=DEVICES)
+    data_dir: str = setting(DATA_DIR, "where MNIST is, or is downloaded to")
+
+    def training(self, seed: int) -> TrainConfig:
+        """The settings of one run: main.py's defaults but for `settings`, within the budget.
+
+        Raises UserError on bad ones, and on those that the benchmark chooses itself.
+        """
+        own = {
+            "model_type": self.model_type,
+            "max_minutes": self.max_minutes,
+            "epochs": 100_000,
+            "sample_every": 0,
+            "seed": seed,
+            "device": self.device,
+            "data_dir": self.data_dir,
+        }
+        flags = shlex.split(self.settings)
+        for flag in flags:
+            if flag.removeprefix("--").split("=")[0] in own:
+                raise UserError(f"--settings {flag}: is the benchmark's own to choose")
+        return dataclasses.replace(parse(TrainConfig, "", flags), **own)
+
+    def drawing(self) -> SamplingConfig:
+        """How to draw what is scored on the way."""
+        sampling = parse(SamplingConfig, "", shlex.split(self.sampling))
+        return dataclasses.replace(sampling, seed=SEARCH_SEED)
+
+
+class Reached(Exception):
+    """The speedrun's FID is reached."""
+
+
+def learning_curve(cfg: QualityConfig, seed: int, goal: float) -> list[dict]:
+    """`minutes` of training, `step` and `fid` on the way of one run, which ends early at `goal`.
+
+    Kept in a file as it grows, so that the same command goes on after an interruption. Other
+    settings make another run.
+    """
+    training, device = cfg.training(seed), pick_device(cfg.device)
+    sampling = cfg.drawing()
+    measured = (dataclasses.asdict(training), cfg.num_samples, cfg.every, cfg.inception)
+    settings = content_hash(json.dumps([*measured, dataclasses.asdict(sampling)]).encode())
+    name = f"benchmark_{cfg.model_type}_{cfg.max_minutes:g}min_{settings}"
+    path = FOLDER / f"{name}.json"
+    curve = json.loads(path.read_text()) if path.exists() else []
+    reached = any(point["fid"] <= goal for point in curve)
+    if reached or (curve and curve[-1]["minutes"] >= cfg.max_minutes):
+        print(f"seed {seed}: as measured before, {path}")
+        return curve
+    score = judge(load_features("mnist", 0, device), cfg.data_dir)
+    if cfg.inception:
+        score_end = judge(load_features("inception", 768, device), cfg.data_dir)
+
+    def watch(run: Run) -> None:
+        while curve and curve[-1]["minutes"] > run.minutes:  # scored before an interruption
+            curve.pop()
+        due = (curve[-1]["minutes"] if curve else 0.0) + cfg.every
+        if run.minutes < due and run.progress < 1:
+            return
+        images = draw(run.trainer.model, cfg.num_samples, sampling)
+        curve.append({"minutes": run.minutes, "step": run.step, "fid": score(images)})
+        if cfg.inception and run.progress >= 1:
+            curve[-1]["inception"] = score_end(images[: cfg.inception])
+        write_atomically(path, json.dumps(curve).encode())
+        if curve[-1]["fid"] <= goal:
+            raise Reached
+
+    data = load_dataset(
+        training.dataset, training.data_dir, "train", training.test_dir, training.train_size
+    )
+    training = dataclasses.replace(training, experiment_name=name)
+    with contextlib.suppress(Reached):
+        train(DenoisingTrainer(training, data.info, device), data, watch)
+    return curve
+
+
+def train_benchmark(cfg: QualityConfig) -> None:
+    """FID against minutes of training, from a cold start, for several seeds."""
+    if cfg.profile:
+        profile(cfg)
+        return
+    check_inception(cfg.inception, cfg.num_samples)
+    curves = [learning_curve(cfg, seed, goal=0.0) for seed in range(cfg.seeds)]
+    save_figure(FOLDER / f"train_{cfg.model_type}.png", plot_learning_curves(curves))
+    rows = [
+        [f"{seed}", f"{point['minutes']:.1f}", f"{point['step']}", f"{point['fid']:.3f}"]
+        for seed, curve in enumerate(curves)
+        for point in curve
+    ]
+    write_table(f"train_{cfg.model_type}", ["seed", "minutes", "step", "FID"], rows)
+    scores = spread_text([curve[-1]["fid"] for curve in curves])
+    claim = f"FID {scores} (mnist features, n = {cfg.num_samples:,})"
+    if cfg.inception:
+        scores = spread_text([curve[-1]["inception"] for curve in curves])
+        claim += f", {scores} (inception 768, n = {cfg.inception:,})"
+    print(f"# {cfg.model_type}, {cfg.max_minutes:g} minutes, {cfg.seeds} seeds: {claim}")
+
+
+def speedrun(cfg: QualityConfig) -> None:
+    """Minutes of training, from a cold start, until samples have a given FID, for several seeds."""
+    curves = [learning_curve(cfg, seed, goal=cfg.fid) for seed in range(cfg.seeds)]
+    reached = [
+        next((point["minutes"] for point in curve if point["fid"] <= cfg.fid), None)
+        for curve in curves
+    ]
+    rows = [[f"{k}", "-" if m is None else f"{m:.2f}"] for k, m in enumerate(reached)]
+    write_table(f"speedrun_{cfg.model_type}", ["seed", "minutes"], rows)
+    if None in reached:
+        claim = f"{reached.count(None)} of {cfg.seeds} seeds missed it in {cfg.max_minutes:g} min"
+    else:
+        claim = f"{spread_text(reached)} minutes, {cfg.seeds} seeds"
+    measure = f"mnist features, n = {cfg.num_samples:,}"
+    print(f"# {cfg.model_type} to FID {cfg.fid:g} ({measure}): {claim}")
+
+
+def gemm_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of the best matrix product this machine does, in `dtype`."""
+    rates = []
+    for n in (512, 1024, 2048, 4096):
+        a, b = torch.randn(2, n, n, device=device).to(dtype)
+        rates.append(2 * n**3 / seconds_each(lambda a=a, b=b: a @ b, device))
+    return max(rates)
+
+
+def profile(cfg: QualityConfig) -> None:
+    """What one training step spends its time on, and its share of the machine's GEMM rate."""
+    training = cfg.training(0)
+    device = pick_device(cfg.device, training.precision)
+    images = torch.randint(256, (training.batch_size, 1, 28, 28), dtype=torch.uint8)
+    labels = torch.zeros(len(images), dtype=torch.long, device=device)
+    trainer = DenoisingTrainer(training, describe("mnist", images), device)
+    step = partial(trainer.train_step, to_model_range(images).to(device), labels, progress=0.0)
+    seconds = seconds_each(step, device, times=30)
+    with FlopCounterMode(display=False) as counter:
+        step()
+    precision = arithmetic(device, training.precision)
+    with torch.profiler.profile() as profiler:
+        for _ in range(5):
+            step()
+    print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=15))
+    rate, best = counter.get_total_flops() / seconds, gemm_rate(device, DTYPES[precision])
+    print(
+        f"{cfg.model_type}, batch {training.batch_size}: {seconds * 1e3:.0f} ms a step,"
+        f" {training.batch_size / seconds:.0f} images/s, {rate / 1e9:.0f} GFLOP/s:"
+        f" {rate / best:.0%} of the best {precision} matrix product's {best / 1e9:.0f}"
+    )

@@ -1,0 +1,232 @@
+"""Images from a trained model: settings filled in, noise of each image, batches, processes."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from config import GUIDANCE, GUIDED, SAMPLER, SamplingConfig, UserError
+from models.diffusion import Denoiser
+from models.trained import TrainedModel
+from sampling.samplers import INPAINTERS, SAMPLERS, Sampler, encode
+from utils import distributed
+from utils.data_loader import DatasetInfo, to_model_range, to_uint8
+from utils.device import autocast, sampling_batch, seeded_generator
+
+OF_SAMPLER = ("steps", "spacing", "eta", "churn")  # mean nothing beside another sampler
+
+
+def sampler_of(sampling: SamplingConfig) -> Sampler:
+    return (SAMPLERS | INPAINTERS)[sampling.sampler]
+
+
+def resolve(
+    asked: SamplingConfig, model: TrainedModel, default_sampler: str | None = None
+) -> SamplingConfig:
+    """`asked` with every None filled in: from the checkpoint, else from the sampler's own values.
+
+    What the checkpoint says of steps, spacing, eta and churn holds for its own sampler alone.
+    eta and churn stay None for a sampler that has no such option. Raises UserError where a value
+    does not fit the sampler or the model.
+    """
+    values = {f.name: getattr(asked, f.name) for f in dataclasses.fields(SamplingConfig)}
+    carried = dict(model.sampling)
+    name = values["sampler"] or default_sampler or carried.get("sampler", SAMPLER)
+    if name != carried.get("sampler", SAMPLER):
+        carried = {key: value for key, value in carried.items() if key not in OF_SAMPLER}
+    sampler, timesteps = (SAMPLERS | INPAINTERS)[name], model.diffusion.schedule.timesteps
+    defaults = {
+        "steps": min(sampler.steps or timesteps, timesteps),
+        "spacing": sampler.spacing,
+        "eta": sampler.eta,
+        "churn": sampler.churn,
+        "guidance": GUIDANCE if model.can_be_guided else 1.0,
+        "guided_from": GUIDED[0],
+        "guided_to": GUIDED[1],
+        "batch_size": sampling_batch(model.device),
+    }
+    for key, default in defaults.items():
+        if values[key] is None:
+            values[key] = carried.get(key, default)
+    resolved = SamplingConfig(**values | {"sampler": name})
+    return _check(resolved, timesteps)
+
+
+def _check(sampling: SamplingConfig, timesteps: int) -> SamplingConfig:
+    """`sampling` without options that its sampler does not have. Raises UserError on bad ones."""
+    if sampling.steps > timesteps:
+        raise UserError(f"--steps {sampling.steps}: must be an integer >= 1 and <= T = {timesteps}")
+    low, high = sampling.guided_from, sampling.guided_to
+    if low > high:
+        raise UserError(f"--guided_from {low:g}: must be a number <= --guided_to, {high:g}")
+    for option in ("eta", "churn"):
+        value = getattr(sampling, option)
+        if value is not None and getattr(sampler_of(sampling), option) is None:
+            if value:
+                having = sorted(k for k, s in SAMPLERS.items() if getattr(s, option) is not None)
+                raise UserError(
+                    f"--{option} {value:g}: only --sampler {' or '.join(having)} has it"
+                )
+            sampling = dataclasses.replace(sampling, **{option: None})
+    return sampling
+
+
+def draws_noise(sampling: SamplingConfig) -> bool:
+    """True where the start alone does not decide what is drawn."""
+    return sampler_of(sampling).noisy or bool(sampling.eta or sampling.churn)
+
+
+def pick_labels(data: DatasetInfo, count: int, seed: int) -> Tensor:
+    """Labels (count,) int64, as often as in the training data.
+
+    So the samples are drawn from the whole distribution p(x) = sum p(y) p(x | y). Label k of a seed
+    is the same whatever the count.
+    """
+    shares, random = np.array(data.label_shares), np.random.default_rng(seed)
+    return torch.from_numpy(random.choice(data.num_classes, count, p=shares / shares.sum()))
+
+
+def labels_for(model: TrainedModel, count: int, seed: int) -> Tensor | None:
+    """`pick_labels` for a class-conditional model; None for another."""
+    return pick_labels(model.data, count, seed) if model.net.num_classes else None
+
+
+class ImageNoise:
+    """Standard normal noise with a generator of its own for every image.
+
+    Image k of a seed draws the same numbers whatever the batch size, and whichever its neighbours.
+    """
+
+    def __init__(self, seed: int, numbers: range, shape: tuple[int, ...], device: torch.device):
+        self.generators = [seeded_generator(seed, k) for k in numbers]
+        self.shape, self.device = shape, device
+
+    def __call__(self) -> Tensor:
+        """(len(numbers), *shape) float32."""
+        draws = [torch.randn(self.shape, generator=g) for g in self.generators]
+        return torch.stack(draws).to(self.device)
+
+
+Watch = Callable[[Denoiser], Denoiser]
+
+
+@torch.inference_mode()
+def sample_images(
+    model: TrainedModel,
+    count: int,
+    asked: SamplingConfig,
+    *,
+    labels: Tensor | None = None,
+    start: Tensor | None = None,
+    given: dict[str, Tensor] | None = None,
+    share: tuple[int, int] = (0, 1),
+    watch: Watch = lambda denoise: denoise,
+) -> Iterator[Tensor]:
+    """Draw images 0..count-1 of the seed, in batches (B, C, H, W) uint8 on the CPU.
+
+    Args:
+        asked: how to sample; what it leaves open is filled in by `resolve`.
+        labels: (count,) int64, or None for an unconditional draw.
+        start: (count, C, H, W) standard normal, to begin with in place of the seed's noise.
+        given: a sampler's own tensors, with an entry for each of the images.
+        share: (r, R) draws only the batches numbered r, r + R, r + 2R, ...
+        watch: may wrap the denoiser of each batch, to record the path.
+    """
+    sampling, device = resolve(asked, model), model.device
+    sigmas = model.diffusion.schedule.sampling_sigmas(sampling.steps, sampling.spacing)
+    options = {name: getattr(sampling, name) for name in ("eta", "churn")}
+    options = {name: value for name, value in options.items() if value is not None}
+    size = sampling.batch_size
+    for first in range(share[0] * size, count, share[1] * size):
+        numbers = range(first, min(first + size, count))
+
+        def part(values: Tensor | None, numbers=numbers) -> Tensor | None:
+            return None if values is None else values[numbers].to(device)
+
+        denoise = watch(guided_denoiser(model, part(labels), sampling))
+        noise = ImageNoise(sampling.seed, numbers, model.data.shape, device)
+        x = noise() if start is None else part(start)
+        x = x * float((1 + sigmas[0] ** 2).sqrt())  # x0 is unknown: give it unit variance
+        own = {name: part(values) for name, values in (given or {}).items()}
+        with autocast(device, sampling.precision):  # the network; samplers stay in float32
+            x0 = sampler_of(sampling).function(denoise, x, sigmas, noise, **options, **own)
+        yield to_uint8(x0).cpu()
+
+
+def guided_denoiser(
+    model: TrainedModel, labels: Tensor | None, sampling: SamplingConfig
+) -> Denoiser:
+    """The model's denoiser, for labels (B,), guided as `sampling` says."""
+    guided = (sampling.guided_from, sampling.guided_to)
+    return model.diffusion.denoiser(model.net, labels, sampling.guidance, guided)
+
+
+def draw_images(
+    model: TrainedModel, count: int, asked: SamplingConfig, what: str, **options: Any
+) -> Tensor:
+    """All images (count, C, H, W) uint8 of `sample_images`; a bar says `what` they are.
+
+    Of several processes, each draws a share of the batches, and all have all images in the end.
+    """
+    parts, share = [], (distributed.rank(), distributed.size())
+    with tqdm(total=count, desc=what, unit="img", disable=share[0] > 0) as bar:
+        for batch in sample_images(model, count, asked, share=share, **options):
+            parts.append(batch)
+            bar.update(min(len(batch) * share[1], count - bar.n))
+    return torch.cat(distributed.interleave(parts))
+
+
+@torch.inference_mode()
+def encode_images(
+    model: TrainedModel, images: Tensor, asked: SamplingConfig, labels: Tensor | None = None
+) -> Tensor:
+    """Images (N, C, H, W) uint8 -> the noise from which `sample_images(start=noise)` draws them.
+
+    Called there with the same settings; the more steps, the closer they come back.
+    """
+    sampling, device = resolve(asked, model), model.device
+    sigmas = model.diffusion.schedule.sampling_sigmas(sampling.steps, sampling.spacing)
+    parts = []
+    for numbers in torch.arange(len(images)).split(sampling.batch_size):
+        y = None if labels is None else labels[numbers].to(device)
+        with autocast(device, sampling.precision):
+            x0 = to_model_range(images[numbers].to(device))
+            x = encode(guided_denoiser(model, y, sampling), x0, sigmas)
+        parts.append((x / float((1 + sigmas[0] ** 2).sqrt())).cpu())
+    return torch.cat(parts)
+
+
+def count_evaluated(net: nn.Module) -> list[int]:
+    """A list that grows from now on: how many images each call of `net` evaluates."""
+    evaluated: list[int] = []
+    net.register_forward_hook(lambda module, inputs, output: evaluated.append(len(output)))
+    return evaluated
+
+
+class PathRecorder:
+    """Wraps the first batch's denoiser and remembers x_t and x0_hat of its first images."""
+
+    def __init__(self, images: int):
+        self.images = images
+        self.calls: list[Tensor] = []  # (images, 2, C, H, W) uint8
+
+    def __call__(self, denoise: Denoiser) -> Denoiser:
+        if self.calls or not self.images:
+            return denoise
+
+        def recorded(x: Tensor, sigma: Tensor) -> Tensor:
+            x0_hat = denoise(x, sigma)
+            x_t = x / float((1 + sigma**2).sqrt())
+            both = torch.stack([x_t[: self.images], x0_hat[: self.images]], dim=1)
+            self.calls.append(to_uint8(both).cpu())
+            return x0_hat
+
+        return recorded
+
+    def frames(self) -> Tensor:
+        """(network calls, images, 2, C, H, W) uint8: x_t and x0_hat."""
+        return torch.stack(self.calls)

@@ -1,0 +1,202 @@
+"""What may be asked of a trained model besides plain samples, read from the flags of `generate.py`.
+
+Classes (`--label`, `--labels`, `--digits`), pictures to complete (`--inpaint`) or to encode and
+draw again (`--reconstruct`), and what lies between two seeds (`--interpolate`).
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from config import DATA_DIR, HALVES, SampleConfig, SamplingConfig, UserError
+from models.trained import TrainedModel
+from sampling.draw import ImageNoise, draws_noise, encode_images, labels_for, resolve
+from utils.data_loader import DatasetInfo, load_dataset, to_model_range, to_uint8
+from utils.files import load_images
+
+MODES = ("digits", "inpaint", "reconstruct", "interpolate")
+# Their samplers: RePaint for pictures, and one without noise where the start alone is to decide
+MODE_SAMPLERS = {"inpaint": "repaint", "reconstruct": "unipc", "interpolate": "unipc"}
+GREY = 96  # shown where a picture is to be completed
+
+
+@dataclass
+class Plan:
+    """What to draw and how to show it.
+
+    Attributes:
+        count: of images.
+        labels: (count,), or None for an unconditional draw.
+        sampling: how to draw, with nothing left open.
+        start: (count, C, H, W) noise to begin with, or None for the seed's.
+        given: the sampler's own tensors, an entry for each image.
+        above: pictures (count, C, H, W) uint8 to show above the drawn ones, a row each.
+        columns: of the grid; None for a square one.
+        padding: pixels between images.
+    """
+
+    count: int
+    labels: Tensor | None
+    sampling: SamplingConfig
+    start: Tensor | None = None
+    given: dict[str, Tensor] = field(default_factory=dict)
+    above: list[Tensor] = field(default_factory=list)
+    columns: int | None = None
+    padding: int = 2
+
+
+def make_plan(cfg: SampleConfig, model: TrainedModel) -> Plan:
+    """Read from the flags what to draw. Raises UserError where they do not fit together."""
+    modes = [name for name in MODES if getattr(cfg, name) is not None]
+    if len(modes) > 1:
+        raise UserError(f"--{modes[0]} and --{modes[1]}: only one of them at a time")
+    if (cfg.mask is None) != (cfg.inpaint is None):
+        raise UserError("--inpaint and --mask: each needs the other")
+    if cfg.inpaint and cfg.sampler:
+        raise UserError(f"--sampler {cfg.sampler}: --inpaint has a sampler of its own, RePaint")
+    sampling = resolve(cfg, model, MODE_SAMPLERS.get("".join(modes)))
+
+    wanted = wanted_labels(cfg, model)
+    count = len(wanted) if cfg.digits else cfg.num_samples
+    pictures = None
+    if cfg.inpaint or cfg.reconstruct:
+        pictures = load_pictures(cfg, model)
+        count = len(pictures)
+    if wanted:
+        labels = torch.tensor(wanted).repeat(-(-count // len(wanted)))[:count]
+    else:  # of given pictures, and of what lies between two seeds, no class is known
+        labels = labels_for(model, count, cfg.seed) if not modes else None
+    if cfg.guidance not in (None, 1) and labels is None:
+        why = "no class is asked for" if model.net.num_classes else "this model is unconditional"
+        raise UserError(f"--guidance {cfg.guidance:g}: {why}; must be 1")
+
+    plan = Plan(count, labels, sampling)
+    if cfg.digits:
+        plan.columns, plan.padding = count, 0
+    elif cfg.interpolate:
+        plan_interpolation(plan, cfg, model.data)
+    elif cfg.inpaint:
+        plan_inpainting(plan, cfg, pictures, model.data)
+    elif cfg.reconstruct:
+        plan_reconstruction(plan, pictures, model)
+    return plan
+
+
+def wanted_labels(cfg: SampleConfig, model: TrainedModel) -> list[int]:
+    """The classes that --label, --labels or --digits ask for. Raises UserError on bad ones."""
+    asked = [name for name in ("label", "labels", "digits") if getattr(cfg, name) is not None]
+    if not asked:
+        return []
+    name, value = asked[0], getattr(cfg, asked[0])
+    if len(asked) > 1:
+        raise UserError(f"--{name} and --{asked[1]}: only one of them can choose the classes")
+    if not model.net.num_classes:
+        raise UserError(f"--{name} {value}: this model is unconditional and takes no label")
+    parts = {"label": [value], "labels": value.split(","), "digits": list(value)}[name]
+    numbers = [class_number(part, model.data) for part in parts]
+    if not parts or None in numbers:
+        names = model.data.class_names
+        allowed = ", ".join(names if len(names) <= 20 else [*names[:20], "..."])
+        example = {"labels": ", as in 0,1,2", "digits": ", as in 31415926"}.get(name, "")
+        raise UserError(f"--{name} {value}: must be of the classes {allowed}{example}")
+    return numbers
+
+
+def class_number(text: str, data: DatasetInfo) -> int | None:
+    """The label of a class, by its name, or by its number where no name is a number; or None."""
+    if text in data.class_names:
+        return data.class_names.index(text)
+    named_by_numbers = any(name.isdecimal() for name in data.class_names)
+    if named_by_numbers or not text.isdecimal() or int(text) >= data.num_classes:
+        return None
+    return int(text)
+
+
+def load_pictures(cfg: SampleConfig, model: TrainedModel) -> Tensor:
+    """The pictures (N, C, H, W) uint8 that --inpaint or --reconstruct name, at most num_samples.
+
+    A single one to complete comes num_samples times, to be completed in as many ways.
+    """
+    flag, source = ("inpaint", cfg.inpaint) if cfg.inpaint else ("reconstruct", cfg.reconstruct)
+    if source == "test":
+        trained = model.config
+        data_dir = cfg.data_dir or trained.data_dir or DATA_DIR
+        test_dir = cfg.test_dir or trained.test_dir
+        test = load_dataset(trained.dataset, data_dir, "test", test_dir, cfg.num_samples)
+        return check_shape(test.images, model.data.shape, flag, source)
+    images = load_images(Path(source), f"--{flag}", at_least=1)
+    images = check_shape(images, model.data.shape, flag, source)
+    if len(images) == 1 and cfg.inpaint:
+        return images.repeat(cfg.num_samples, 1, 1, 1)
+    return images[: cfg.num_samples]
+
+
+def check_shape(images: Tensor, shape: tuple[int, int, int], flag: str, source: str) -> Tensor:
+    """`images` (N, C, H, W), if they are of this shape (C, H, W). Raises UserError if not."""
+    if tuple(images.shape[1:]) != shape:
+        words = [
+            f"{height} x {width} pixels, {'grey' if channels == 1 else 'RGB'}"
+            for channels, height, width in (tuple(images.shape[1:]), shape)
+        ]
+        raise UserError(f"--{flag} {source}: is {words[0]}, must be {words[1]}")
+    return images
+
+
+def load_mask(mask: str, data: DatasetInfo) -> Tensor:
+    """(1, H, W) bool, true where to draw: a half, or where a PNG is brighter than middle grey."""
+    missing = torch.zeros(1, data.height, data.width, dtype=torch.bool)
+    if mask in HALVES:
+        dim = 2 if mask in ("left", "right") else 1
+        half = missing.shape[dim] // 2
+        missing.narrow(dim, 0 if mask in ("left", "top") else half, half).fill_(True)
+        return missing
+    if Path(mask).suffix.lower() != ".png":
+        raise UserError(f"--mask {mask}: must be one of {', '.join(HALVES)}, or a PNG file")
+    images = load_images(Path(mask), "--mask", at_least=1)
+    return check_shape(images, (1, data.height, data.width), "mask", mask)[0] > 127
+
+
+def plan_inpainting(plan: Plan, cfg: SampleConfig, pictures: Tensor, data: DatasetInfo) -> None:
+    """Rows: the picture, what is known of it, what is drawn."""
+    missing = load_mask(cfg.mask, data).expand_as(pictures)
+    plan.above, plan.columns = [pictures, pictures.masked_fill(missing, GREY)], plan.count
+    plan.given = {"known": to_model_range(pictures), "missing": missing}
+
+
+def plan_interpolation(plan: Plan, cfg: SampleConfig, data: DatasetInfo) -> None:
+    """A row from image 0 of one seed to image 0 of another, along a great circle of the noise."""
+    need_determinism(plan, "interpolate")
+    parts = cfg.interpolate.split(",")
+    if len(parts) != 2 or not all(part.isdecimal() and int(part) < 2**63 for part in parts):
+        raise UserError(f"--interpolate {cfg.interpolate}: must be two seeds, like 3,4")
+    cpu = torch.device("cpu")
+    ends = [ImageNoise(int(part), range(1), data.shape, cpu)() for part in parts]
+    plan.start, plan.columns = slerp(*ends, plan.count), plan.count
+
+
+def slerp(a: Tensor, b: Tensor, count: int) -> Tensor:
+    """`count` noises from a to b (1, C, H, W), both included, evenly along the arc (Shoemake 1985).
+
+    Unlike those on a straight line, all of them are as long as noise is.
+    """
+    share = torch.linspace(0, 1, count).view(-1, 1, 1, 1)
+    cosine = (a * b).sum() / (a.norm() * b.norm())
+    angle = torch.arccos(cosine.clamp(-1 + 1e-6, 1 - 1e-6))  # of equal noises too
+    return (a * torch.sin((1 - share) * angle) + b * torch.sin(share * angle)) / torch.sin(angle)
+
+
+def plan_reconstruction(plan: Plan, pictures: Tensor, model: TrainedModel) -> None:
+    """Rows: the picture, the noise that it is encoded into, what is drawn from that noise."""
+    need_determinism(plan, "reconstruct")
+    if plan.sampling.steps < 2:
+        raise UserError(f"--steps {plan.sampling.steps}: must be at least 2 for --reconstruct")
+    plan.start = encode_images(model, pictures, plan.sampling, plan.labels)
+    plan.above, plan.columns = [pictures, to_uint8(plan.start / 3)], plan.count
+
+
+def need_determinism(plan: Plan, flag: str) -> None:
+    if draws_noise(plan.sampling):
+        name = plan.sampling.sampler
+        raise UserError(f"--sampler {name}: --{flag} needs one without noise of its own")

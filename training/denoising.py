@@ -1,0 +1,80 @@
+"""The trainer of a noise predictor: its network, loss and optimizers. `training.loop` runs it."""
+
+import os
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from config import TrainConfig
+from models import build_diffusion, build_model
+from models.trained import TrainedModel
+from training.optimization import Optimization, build_optimizers, learning_rate
+from utils import distributed
+from utils.data_loader import DatasetInfo
+from utils.device import autocast
+
+
+class DenoisingTrainer:
+    """Learns to predict noise, by the loss of `Diffusion`. All that `training.loop` asks of it:
+
+    Attributes:
+        cfg, data, device: what it was made with.
+        model: the averaged network, for pictures and scores on the way.
+        optimization: what a step changes, and the counts of steps.
+    """
+
+    def __init__(self, cfg: TrainConfig, data: DatasetInfo, device: torch.device):
+        if cfg.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+        torch.manual_seed(cfg.seed)
+        self.cfg, self.data, self.device = cfg, data, device
+        self.net = build_model(cfg, data).to(device, memory_format=torch.channels_last)
+        # replayed as CUDA graphs: launching the kernels one by one takes longer than they do
+        self.compiled = torch.compile(self.net, mode="reduce-overhead") if cfg.compile else self.net
+        if distributed.size() > 1:  # averages the gradients
+            self.compiled = DistributedDataParallel(self.compiled, broadcast_buffers=False)
+        self.diffusion = build_diffusion(cfg, device)
+        self.optimization = Optimization(
+            self.net,
+            build_optimizers(self.net, cfg, device),
+            grad_clip=cfg.grad_clip,
+            ema_length=cfg.ema_length,
+        )
+        self.generator = torch.Generator(device).manual_seed(cfg.seed)
+        self.model = TrainedModel(cfg, data, self.diffusion, self.optimization.ema.model)
+
+    def train_step(self, x0: Tensor, y: Tensor, progress: float) -> tuple[Tensor, Tensor]:
+        """One step on images x0 (B, C, H, W) in [-1, 1] with labels y (B,), of all processes.
+
+        `progress` is the share of the run that is done. Returns loss and gradient norm, scalars
+        that are still on the device.
+        """
+        y = self.hide_labels(y) if self.net.num_classes else None
+        with autocast(self.device, self.cfg.precision):
+            part = distributed.part(len(x0))
+            loss = self.diffusion.loss(self.compiled, x0, y, self.generator, part)
+        norm = self.optimization.step(loss, learning_rate(self.cfg.lr, progress))
+        return loss.detach(), norm
+
+    def hide_labels(self, y: Tensor) -> Tensor:
+        """Replace a share of the labels by the null label (Ho & Salimans 2022, algorithm 1)."""
+        hidden = torch.rand(y.shape, generator=self.generator, device=self.device)
+        return torch.where(hidden < self.cfg.label_dropout, self.net.num_classes, y)
+
+    def state(self) -> dict:
+        """What a checkpoint must hold to go on from here, and to sample."""
+        return {
+            **self.optimization.state(),
+            "generator": self.generator.get_state(),
+            "device": self.device.type,
+        }
+
+    def load_state(self, state: dict) -> None:
+        """Go on from `state`. Raises KeyError, TypeError, ValueError or RuntimeError on others."""
+        self.optimization.load_state(state)
+        if state["device"] == self.device.type:
+            self.generator.set_state(state["generator"].cpu())
+        else:  # another kind of device has another kind of state: start a new stream
+            self.generator.manual_seed(self.cfg.seed + int(state["step"]))

@@ -1,0 +1,278 @@
+"""The training loop, for any trainer: budget, checkpoints, resume, signals, processes and logs."""
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from config import SamplingConfig, TrainConfig, UserError
+from models.trained import TrainedModel
+from sampling.draw import sample_images
+from training.guard import StopSignals, locked
+from training.optimization import Optimization
+from utils import distributed
+from utils.checkpoint import (
+    list_checkpoints,
+    load_checkpoint,
+    prune_checkpoints,
+    remove_leftovers,
+    save_checkpoint,
+)
+from utils.data_loader import Dataset, DatasetInfo, epoch_batches, to_model_range
+from utils.device import environment
+from utils.files import writable_folder, write_atomically
+from utils.tensorboard_logger import TensorBoardLogger
+from utils.visualization import make_grid, plot_loss, plot_schedule, save_figure, save_png
+
+LOG_EVERY = 50  # optimizer steps
+MAY_CHANGE = {"data_dir", "device", "save_every", "keep", "sample_every", "epochs", "max_minutes"}
+MAY_CHANGE |= {"deterministic"}
+
+
+class Trainer(Protocol):
+    """What the loop asks of a kind of training; `training.denoising` is one."""
+
+    cfg: TrainConfig
+    data: DatasetInfo
+    device: torch.device
+    model: TrainedModel
+    optimization: Optimization
+
+    def train_step(self, x0: Tensor, y: Tensor, progress: float) -> tuple[Tensor, Tensor]: ...
+
+    def state(self) -> dict: ...
+
+    def load_state(self, state: dict) -> None: ...
+
+
+class Run:
+    """How far a trainer has come, and everything else that a checkpoint holds of its run.
+
+    Attributes:
+        step: of all epochs.
+        minutes: of training, without pictures and scores.
+        stopped: the number of the signal that ends the run, or 0.
+        history: what was reported: `step` and `loss`.
+        changes: settings that were changed on the way, a line each.
+    """
+
+    def __init__(self, trainer: Trainer, count: int, folder: Path):
+        """For `count` training images; checkpoints go to `folder`."""
+        self.trainer, self.cfg, self.folder = trainer, trainer.cfg, folder
+        self.batch_size = min(self.cfg.batch_size, count)
+        if self.batch_size % distributed.size():
+            raise UserError(
+                f"--batch_size {self.batch_size}: must be a multiple of the {distributed.size()}"
+                " processes that share it"
+            )
+        self.steps_per_epoch = count // self.batch_size
+        self.step, self.minutes, self.stopped = 0, 0.0, 0
+        self.environment, self.changes = environment(trainer.device), []
+        self.history: dict[str, list] = {"step": [], "loss": []}
+
+    @property
+    def progress(self) -> float:
+        """The share of the run that is done: of its steps or of its minutes, whichever is more."""
+        by_steps = self.step / (self.cfg.epochs * self.steps_per_epoch)
+        return max(by_steps, self.minutes / self.cfg.max_minutes if self.cfg.max_minutes else 0.0)
+
+    @property
+    def epoch(self) -> int:
+        """The number, from 0, of the epoch that the last step belongs to."""
+        return (self.step - 1) // self.steps_per_epoch
+
+    def save(self) -> Path:
+        """Write the checkpoint of the current epoch; its path."""
+        path = self.folder / f"model_epoch_{self.epoch}.pth"
+        if distributed.is_first():
+            save_checkpoint(path, self.state())
+            prune_checkpoints(self.folder, self.cfg.keep)
+        return path
+
+    def state(self) -> dict:
+        own = ("step", "epoch", "minutes", "history", "environment", "changes")
+        return {
+            "config": dataclasses.asdict(self.cfg),
+            "data": dataclasses.asdict(self.trainer.data),
+            "sampling": self.trainer.model.sampling,
+            **self.trainer.state(),
+            **{name: getattr(self, name) for name in own},
+        }
+
+    def restore(self, path: Path) -> None:
+        """Go on from a checkpoint. Raises UserError when it is damaged or of another run."""
+        checkpoint = load_checkpoint(path, flag="checkpoint", device=self.trainer.device)
+        try:
+            self.changes = list(checkpoint.get("changes", []))
+            self.changes += self.changed_settings(checkpoint, path)
+            self.trainer.load_state(checkpoint)
+            self.step, self.minutes = int(checkpoint["step"]), float(checkpoint["minutes"])
+            self.history = {key: list(checkpoint["history"][key]) for key in self.history}
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise UserError(f"checkpoint {path}: damaged: {error}") from None
+
+    def changed_settings(self, checkpoint: dict, path: Path) -> list[str]:
+        """A line for each. Raises UserError at one that makes another run."""
+        changes, old = [], checkpoint["config"]
+        for f in dataclasses.fields(TrainConfig):
+            was, now = getattr(old, f.name), getattr(self.cfg, f.name)
+            if was != now and f.name not in MAY_CHANGE:
+                raise UserError(
+                    f"--{f.name} {now}: {path} was trained with {was};"
+                    " use the same value, or another --experiment_name"
+                )
+            if was != now:
+                changes.append(f"--{f.name} {was} -> {now} at step {checkpoint['step']}")
+        was, now = checkpoint["data"], self.trainer.data
+        if (was.shape, was.class_names) != (now.shape, now.class_names):
+            raise UserError(
+                f"--data_dir {self.cfg.data_dir}: holds images {now.shape} of {now.num_classes}"
+                f" classes; {path} was trained with images {was.shape} of {was.num_classes}"
+            )
+        return changes
+
+    def summary(self) -> str:
+        """What was trained, for how long and how fast."""
+        parameters = sum(p.numel() for p in self.trainer.model.net.parameters())
+        epochs = self.step / self.steps_per_epoch
+        rate = self.step * self.batch_size / max(60 * self.minutes, 1e-9)
+        return (
+            f"{parameters / 1e6:.2f} M parameters, {self.step} steps, {epochs:.1f} epochs"
+            f" in {self.minutes:.1f} minutes: {rate:.0f} images/s"
+        )
+
+
+def train(trainer: Trainer, data: Dataset, watch: Callable[[Run], None] = lambda run: None) -> Path:
+    """Train until the epochs or the minutes are over; returns the last checkpoint's path.
+
+    `watch` is called after every report, on the run's time but not on its `minutes`.
+    Raises UserError when another run holds the folder, and SystemExit after SIGINT or SIGTERM.
+    """
+    name, device = trainer.cfg.experiment(), trainer.device
+    checkpoints, outputs, runs = (
+        writable_folder(Path(top) / name) for top in ("checkpoints", "outputs", "runs")
+    )
+    images, labels = data.images.to(device), data.labels.to(device)
+    with contextlib.ExitStack() as stack:
+        first = distributed.is_first()
+        if first:
+            stack.enter_context(locked(checkpoints))
+            remove_leftovers(checkpoints)
+        run = Run(trainer, len(images), checkpoints)
+        path = next(iter(distributed.of_first(list_checkpoints(checkpoints)[-1:])), None)
+        if path:
+            run.restore(path)
+        logger = start_logs(run, path, outputs, runs) if first else None
+        stop = stack.enter_context(StopSignals())
+        while run.progress < 1:
+            train_epoch(run, images, labels, logger, watch, stop)
+            path = run.save()
+            if run.stopped:
+                if first:
+                    print(f"stopped: {path} is saved, and the same command goes on from it")
+                raise SystemExit(128 + run.stopped)
+            if logger:
+                draw_progress(run, outputs, logger)
+        if logger:
+            logger.close()
+            print(run.summary())
+    return path
+
+
+def train_epoch(
+    run: Run,
+    images: Tensor,
+    labels: Tensor,
+    logger: TensorBoardLogger | None,
+    watch: Callable[[Run], None],
+    stop: StopSignals,
+) -> None:
+    """What is left of one epoch, or of the time budget; saves every `save_every` minutes."""
+    cfg, trainer, epoch = run.cfg, run.trainer, run.step // run.steps_per_epoch
+    done = run.step - epoch * run.steps_per_epoch
+    batches = list(epoch_batches(len(images), cfg.batch_size, cfg.seed, epoch))[done:]
+    bar = tqdm(
+        batches, desc=f"epoch {epoch}", unit="step", dynamic_ncols=True, disable=logger is None
+    )
+    start, minutes_before = time.monotonic(), run.minutes
+    last_save = last_report = start
+    recent = []  # (loss, gradient norm) on the device: reading them would wait for it
+    for index in bar:
+        index = index.to(trainer.device)
+        pair = trainer.train_step(to_model_range(images[index]), labels[index], run.progress)
+        run.step += 1
+        recent.append(torch.stack(pair))
+        minutes = minutes_before + (time.monotonic() - start) / 60
+        # all processes must end at one step, whatever their clocks say and whom a signal reached
+        run.minutes, run.stopped = distributed.of_first((minutes, stop.received))
+        over = run.progress >= 1 or run.stopped
+        if over or run.step % LOG_EVERY == 0 or run.step % run.steps_per_epoch == 0:
+            loss, norm = distributed.mean(torch.stack(recent)).nanmean(dim=0).tolist()
+            now = time.monotonic()
+            if logger:
+                rate = len(recent) * len(index) / (now - last_report)
+                report(run, logger, bar, loss, norm, rate)
+                watch(run)
+            last_report, recent = time.monotonic(), []
+            start += last_report - now
+            if over:
+                break
+            if distributed.of_first(now - last_save > cfg.save_every * 60):
+                run.save()
+                last_save = now
+
+
+def start_logs(run: Run, resumed: Path | None, outputs: Path, runs: Path) -> TensorBoardLogger:
+    """Say what goes on, and open the run's TensorBoard log; what runs it goes to run.json."""
+    record = {"config": dataclasses.asdict(run.cfg), "environment": run.environment}
+    record |= {"data": dataclasses.asdict(run.trainer.data), "changes": run.changes}
+    write_atomically(outputs / "run.json", (json.dumps(record, indent=2) + "\n").encode())
+    logger = TensorBoardLogger(runs, first_step=run.step)
+    if resumed:
+        print(f"resuming {resumed}, step {run.step}", *run.changes, sep="\n")
+    else:
+        logger.hyperparameters(run.cfg)
+        logger.figure(0, "noise_schedule", plot_schedule(run.trainer.model.diffusion.schedule))
+    return logger
+
+
+def report(
+    run: Run, logger: TensorBoardLogger, bar: tqdm, loss: float, norm: float, rate: float
+) -> None:
+    """Tell history, TensorBoard and the progress bar about the last few steps."""
+    optimization = run.trainer.optimization
+    run.history["step"].append(run.step)
+    run.history["loss"].append(loss)
+    lr = optimization.optimizers[0].param_groups[0]["lr"]
+    logger.scalars(run.step, loss=loss, lr=lr, grad_norm=norm, images_per_second=rate)
+    left = run.minutes * (1 / max(run.progress, 1e-9) - 1)
+    skipped = f", {optimization.skipped} steps skipped" * (optimization.skipped > 0)
+    bar.set_postfix_str(f"loss {loss:.4f}, {rate:.0f} img/s, {clock(left)} left{skipped}")
+
+
+def clock(minutes: float) -> str:
+    return f"{int(minutes)}:{int(minutes * 60) % 60:02d}"
+
+
+def draw_progress(run: Run, outputs: Path, logger: TensorBoardLogger) -> None:
+    """At the end of every `sample_every`-th epoch: the loss curve and a grid of samples."""
+    every = run.cfg.sample_every
+    if run.progress >= 1 or (every and (run.epoch + 1) % every == 0):
+        save_figure(outputs / "loss.png", plot_loss(run.history))
+        grid = sample_grid(run.trainer.model)
+        save_png(outputs / f"samples_epoch_{run.epoch}.png", grid)
+        logger.grid(run.step, "samples", grid)
+
+
+def sample_grid(model: TrainedModel, count: int = 64) -> Tensor:
+    """A grid (C, H', W') of the model's samples, always of the same noise, the classes in turn."""
+    classes = model.net.num_classes
+    labels = torch.arange(count) % classes if classes else None
+    return make_grid(torch.cat(list(sample_images(model, count, SamplingConfig(), labels=labels))))

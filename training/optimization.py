@@ -1,0 +1,105 @@
+"""One step of the weights: gradient, clipping, optimizers, and the average."""
+
+import torch
+from torch import Tensor
+
+from config import TrainConfig, UserError
+from models.layers import NoisePredictor
+from training.ema import EMA
+from training.muon import Muon
+from utils.device import DTYPES, arithmetic
+
+BAD_STEPS = 3  # in a row, that end a run
+
+
+def learning_rate(peak: float, progress: float) -> float:
+    """Warm up over the first 2 % of the run, hold, fall linearly to 0 over the last 60 %."""
+    return peak * min(1.0, (progress + 1e-3) / 0.02, (1 - progress) / 0.6)
+
+
+def build_optimizers(
+    net: NoisePredictor, cfg: TrainConfig, device: torch.device
+) -> list[torch.optim.Optimizer]:
+    """Muon for the weights between layers; AdamW for biases, norms and the network's outer parts.
+
+    So Jordan et al. 2024 divide them: what Muon knows of a matrix's two sides holds only inside.
+    """
+    named = list(net.named_parameters())
+    inner = [p for name, p in named if p.ndim >= 2 and not name.startswith(net.outer)]
+    others = [p for name, p in named if p.ndim < 2 or name.startswith(net.outer)]
+    fused = device.type in ("cpu", "cuda")
+    options = {"lr": cfg.lr, "weight_decay": cfg.weight_decay}
+    return [
+        torch.optim.AdamW(others, betas=(0.9, 0.99), fused=fused, **options),
+        Muon(inner, **options, dtype=DTYPES[arithmetic(device, cfg.precision)]),
+    ]
+
+
+class Optimization:
+    """A network with its optimizers and its average, which take a step together.
+
+    Attributes:
+        net: the network that learns.
+        ema: its average.
+        taken, skipped: how many steps changed the weights, and how many had a bad gradient.
+    """
+
+    def __init__(
+        self,
+        net: NoisePredictor,
+        optimizers: list[torch.optim.Optimizer],
+        *,
+        grad_clip: float,
+        ema_length: float,
+    ):
+        self.net, self.optimizers, self.grad_clip = net, optimizers, grad_clip
+        self.ema = EMA(net, ema_length)
+        self.taken, self.skipped, self.bad_in_a_row = 0, 0, 0
+
+    def step(self, loss: Tensor, lr: float) -> Tensor:
+        """Follow the gradient of a scalar `loss`; returns the gradient's norm, on the device.
+
+        A step whose gradient is not finite changes nothing but the count. Raises UserError at the
+        third of them in a row.
+        """
+        for optimizer in self.optimizers:
+            optimizer.param_groups[0]["lr"] = lr
+        self.net.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.grad_clip)
+        if norm.isfinite():
+            for optimizer in self.optimizers:
+                optimizer.step()
+            self.taken += 1
+            self.ema.update(self.net, self.taken)
+            self.bad_in_a_row = 0
+        else:
+            self.skipped += 1
+            self.bad_in_a_row += 1
+            if self.bad_in_a_row == BAD_STEPS:
+                raise UserError(
+                    f"step {self.taken + self.skipped}: loss or gradient not finite, {BAD_STEPS}"
+                    " times in a row; try a lower --lr, or --precision fp32"
+                )
+        return norm
+
+    def state(self) -> dict:
+        return {
+            "network": self.net.state_dict(),
+            "ema": self.ema.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "taken": self.taken,
+            "skipped": self.skipped,
+        }
+
+    def load_state(self, state: dict) -> None:
+        """Raises KeyError, TypeError, ValueError or RuntimeError on what does not fit."""
+        self.net.load_state_dict(state["network"])
+        self.ema.model.load_state_dict(state["ema"])
+        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
+            for p, values in optimizer.state.items():  # torch does not look at their shapes
+                if any(v.ndim and v.shape != p.shape for v in values.values()):
+                    raise ValueError("optimizer state of another shape")
+        self.skipped = int(state.get("skipped", 0))
+        self.taken = int(state.get("taken", state["step"] - self.skipped))  # version 1 had no count

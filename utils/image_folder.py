@@ -1,0 +1,86 @@
+"""A folder of image files as a data set: its subfolders are the classes."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from config import UserError
+from utils.files import is_image, load_images
+
+HELD_OUT = 0.1  # share of the images that is the test set, where no folder is
+HOLD_OUT_SEED = 0
+SIDE_MULTIPLE, LARGEST_SIDE = 4, 64  # pixels
+
+
+def load_image_folder(
+    data_dir: str, split: str, test_dir: str | None
+) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    """Images (N, C, H, W) uint8, labels (N,) int64, and the names of the classes.
+
+    Each subfolder with images is a class, in the order of their names; a folder without such
+    subfolders has no classes, and its labels are 0. "test" is `test_dir`, or else a tenth of the
+    images, drawn at random by a fixed seed; "train" is the rest.
+    Raises UserError where the images are missing, or not all of one size and colour, with sides
+    that are multiples of 4 and at most 64.
+    """
+    images, labels, names = _read(Path(data_dir), "--data_dir")
+    _check_size(images, data_dir)
+    if test_dir:
+        if split == "train":
+            return images, labels, names
+        test_images, test_labels, test_names = _read(Path(test_dir), "--test_dir")
+        if test_names != names or test_images.shape[1:] != images.shape[1:]:
+            raise UserError(
+                f"--test_dir {test_dir}: {_describe(test_images, test_names)}, must be"
+                f" {_describe(images, names)} as in --data_dir {data_dir}"
+            )
+        return test_images, test_labels, names
+    generator = torch.Generator().manual_seed(HOLD_OUT_SEED)
+    order = torch.randperm(len(images), generator=generator)
+    held_out = max(1, round(HELD_OUT * len(images)))
+    chosen = order[:held_out] if split == "test" else order[held_out:]
+    return images[chosen], labels[chosen], names
+
+
+def _read(folder: Path, flag: str) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    """All images of a folder, by class."""
+    if not folder.is_dir():
+        raise UserError(f"{flag} {folder}: no such folder")
+    inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    classes = [path for path in inside if path.is_dir() and any(map(is_image, path.rglob("*")))]
+    if not classes:
+        images = load_images(folder, flag)
+        return images, torch.zeros(len(images), dtype=torch.long), ()
+    if any(map(is_image, inside)):
+        raise UserError(
+            f"{flag} {folder}: holds images beside the subfolders {classes[0].name}, ...: move them"
+            " into a subfolder, one for each class"
+        )
+    sets = [load_images(path, flag, at_least=1) for path in classes]
+    for path, images in zip(classes, sets, strict=True):
+        if images.shape[1:] != sets[0].shape[1:]:
+            raise UserError(
+                f"{flag} {folder}: {path.name} holds {_size(images)},"
+                f" {classes[0].name} holds {_size(sets[0])}"
+            )
+    counts = torch.tensor([len(images) for images in sets])
+    labels = torch.arange(len(sets)).repeat_interleave(counts)
+    return torch.cat(sets), labels, tuple(path.name for path in classes)
+
+
+def _size(images: Tensor) -> str:
+    colour = {1: "grey", 3: "RGB"}[images.shape[1]]
+    return f"{colour} images of {images.shape[2]} x {images.shape[3]} pixels"
+
+
+def _describe(images: Tensor, names: tuple[str, ...]) -> str:
+    return f"{_size(images)} in {len(names)} classes"
+
+
+def _check_size(images: Tensor, data_dir: str) -> None:
+    if any(side % SIDE_MULTIPLE or side > LARGEST_SIDE for side in images.shape[2:]):
+        raise UserError(
+            f"--data_dir {data_dir}: holds {_size(images)}; both sides must be multiples of"
+            f" {SIDE_MULTIPLE} and at most {LARGEST_SIDE}"
+        )
