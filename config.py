@@ -41,6 +41,12 @@ class UserError(Exception):
     """Bad input. Its text is one line naming the flag, the value got and the values allowed."""
 
 
+def named(place: str) -> Any:
+    """What "module:NAME" stands for; the module is loaded now."""
+    module, name = place.split(":")
+    return getattr(importlib.import_module(module), name)
+
+
 def setting(default: Any, help: str, *, choices=None, low=None, above=None, high=None) -> Any:
     """A config field that knows its help text and its allowed values (`above` is exclusive).
 
@@ -208,10 +214,7 @@ def _field_type(f: dataclasses.Field) -> type:
 def _choices(f: dataclasses.Field) -> tuple:
     """The values that a field may have; () where they are not listed."""
     choices = f.metadata["choices"] or ()
-    if isinstance(choices, str):
-        module, table = choices.split(":")
-        return tuple(getattr(importlib.import_module(module), table))
-    return choices
+    return tuple(named(choices)) if isinstance(choices, str) else choices
 
 
 def _describe(f: dataclasses.Field) -> str:

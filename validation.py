@@ -18,15 +18,8 @@ from models.trained import TrainedModel, load_trained
 from sampling.draw import count_evaluated, draw_images, labels_for, resolve
 from scoring.evaluation import Candidate, Scorer
 from scoring.features import check_features, load_features
-from scoring.metrics import NEAREST_K
-from scoring.yardstick import (
-    METRICS,
-    Yardstick,
-    content_hash,
-    print_classes,
-    print_scores,
-    stand_ins,
-)
+from scoring.metrics import METRICS, NEAREST_K
+from scoring.yardstick import Yardstick, content_hash, print_classes, print_scores, stand_ins
 from utils import distributed
 from utils.checkpoint import epoch_number, list_checkpoints
 from utils.data_loader import describe, load_dataset

@@ -16,8 +16,8 @@ from benchmarks.common import FOLDER, feature_networks, reference_features, writ
 from benchmarks.figures import plot_faults
 from config import DATA_DIR, DEVICES, INCEPTION_DIMS, setting
 from scoring.features import extract, load_features
-from scoring.metrics import fid
-from scoring.yardstick import METRICS, all_scores, score_text
+from scoring.metrics import METRICS, all_scores, fid
+from scoring.yardstick import score_text
 from utils.data_loader import load_dataset
 from utils.device import pick_device, seeded_generator
 from utils.files import load_images

@@ -29,7 +29,8 @@ from models.trained import TrainedModel, load_trained
 from sampling.draw import count_evaluated, labels_for, resolve
 from sampling.samplers import SAMPLERS
 from scoring.features import extract, load_features
-from scoring.yardstick import all_scores, content_hash, score_text, stand_ins
+from scoring.metrics import all_scores
+from scoring.yardstick import content_hash, score_text, stand_ins
 from utils.data_loader import load_dataset
 from utils.device import pick_device
 from utils.files import write_atomically

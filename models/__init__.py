@@ -2,22 +2,24 @@
 
 from torch import nn
 
-from config import TrainConfig
+from config import TrainConfig, named
 from models.diffusion import Diffusion
-from models.ResNet import ResNet
-from models.SimpleCNN import SimpleCNN
-from models.unet import UNet
 from utils.data_loader import DatasetInfo
 from utils.noise_scheduler import NoiseSchedule
 
-MODELS = {"unet": UNet, "cnn": SimpleCNN, "resnet": ResNet}
+MODELS = {
+    "unet": "models.unet:UNet",
+    "cnn": "models.SimpleCNN:SimpleCNN",
+    "resnet": "models.ResNet:ResNet",
+}
 
 
 def build_model(cfg: TrainConfig, data: DatasetInfo) -> nn.Module:
     """The untrained noise predictor that `cfg` describes, for images and labels like `data`."""
     options = {} if cfg.width is None else {"width": cfg.width}
     num_classes = data.num_classes if cfg.class_conditional else 0
-    return MODELS[cfg.model_type](in_channels=data.channels, num_classes=num_classes, **options)
+    network = named(MODELS[cfg.model_type])
+    return network(in_channels=data.channels, num_classes=num_classes, **options)
 
 
 def build_diffusion(cfg: TrainConfig, device="cpu") -> Diffusion:

@@ -1,5 +1,7 @@
 """Feature vectors -> numbers. Pure functions in float64."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -164,3 +166,20 @@ def _squared_radii(x: Tensor, k: int) -> Tensor:
     """Squared distance of each of x (N, D) to its k-th nearest neighbour, itself not counted."""
     parts = [squared_distances(x[r], x).kthvalue(k + 1, dim=1).values for r in _chunks(x, len(x))]
     return torch.cat(parts)
+
+
+# Each function takes features (N, D) and (M, D) and returns a Score for each of its names.
+METRIC_FUNCTIONS: dict[tuple[str, ...], Callable[[Tensor, Tensor], dict[str, Score]]] = {
+    ("fid",): lambda x, y: {"fid": (fid(x, y), fid_spread(x, y))},
+    ("kid",): lambda x, y: {"kid": kid(x, y)},
+    ("precision", "recall", "density", "coverage"): precision_recall_density_coverage,
+}
+METRICS = tuple(name for names in METRIC_FUNCTIONS for name in names)
+
+
+def all_scores(features: Tensor, reference: Tensor) -> dict[str, Score]:
+    """Every one of METRICS with its standard error, of features (N, D) against (M, D)."""
+    found: dict[str, Score] = {}
+    for function in METRIC_FUNCTIONS.values():
+        found |= function(features, reference)
+    return found

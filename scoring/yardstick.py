@@ -2,40 +2,16 @@
 
 import hashlib
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from config import UserError
 from scoring.features import FeatureNetwork, extract
-from scoring.metrics import (
-    NEAREST_K,
-    Score,
-    fid,
-    fid_spread,
-    kid,
-    precision_recall_density_coverage,
-)
+from scoring.metrics import METRICS, NEAREST_K, all_scores
 
 FLOOR_SEED = 0  # which real images stand in for a perfect model
 FEWEST = 2000  # images, below which a Frechet distance is mostly bias
-
-# Each function takes features (N, D) and (M, D) and returns a Score for each of its names.
-METRIC_FUNCTIONS: dict[tuple[str, ...], Callable[[Tensor, Tensor], dict[str, Score]]] = {
-    ("fid",): lambda x, y: {"fid": (fid(x, y), fid_spread(x, y))},
-    ("kid",): lambda x, y: {"kid": kid(x, y)},
-    ("precision", "recall", "density", "coverage"): precision_recall_density_coverage,
-}
-METRICS = tuple(name for names in METRIC_FUNCTIONS for name in names)
-
-
-def all_scores(features: Tensor, reference: Tensor) -> dict[str, Score]:
-    """Every one of METRICS with its standard error, of features (N, D) against (M, D)."""
-    found: dict[str, Score] = {}
-    for function in METRIC_FUNCTIONS.values():
-        found |= function(features, reference)
-    return found
 
 
 def content_hash(data: bytes) -> str:
