@@ -19,8 +19,9 @@ from scoring.features import extract, load_features
 from scoring.metrics import METRICS, all_scores, fid
 from scoring.yardstick import score_text
 from utils.data_loader import load_dataset
-from utils.device import pick_device, seeded_generator
+from utils.device import pick_device
 from utils.files import load_images
+from utils.random import Stream, generator
 from utils.visualization import save_figure
 
 
@@ -55,7 +56,7 @@ def floors(cfg: SpacesConfig) -> None:
 
 def faulty_sets(images: Tensor, labels: Tensor, n: int, seed: int) -> dict[str, Tensor]:
     """Sets of n images made of real ones (N, 1, 28, 28) uint8, by the name of what is wrong."""
-    noise = torch.randn((n, *images.shape[1:]), generator=seeded_generator(seed))
+    noise = torch.randn((n, *images.shape[1:]), generator=generator(Stream.NOISE, seed))
     return {
         "nothing": images[:n],
         "faint noise": (images[:n] + 4 * noise).round().clamp(0, 255).to(torch.uint8),

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -14,8 +13,9 @@ from models.diffusion import Denoiser
 from models.trained import TrainedModel
 from sampling.samplers import INPAINTERS, SAMPLERS, Sampler, encode
 from utils import distributed
-from utils.data_loader import DatasetInfo, to_model_range, to_uint8
-from utils.device import autocast, sampling_batch, seeded_generator
+from utils.data_loader import to_model_range, to_uint8
+from utils.device import autocast, sampling_batch
+from utils.random import ImageNoise, draw_labels
 
 OF_SAMPLER = ("steps", "spacing", "eta", "churn")  # mean nothing beside another sampler
 
@@ -80,35 +80,15 @@ def draws_noise(sampling: SamplingConfig) -> bool:
     return sampler_of(sampling).noisy or bool(sampling.eta or sampling.churn)
 
 
-def pick_labels(data: DatasetInfo, count: int, seed: int) -> Tensor:
-    """Labels (count,) int64, as often as in the training data.
-
-    So the samples are drawn from the whole distribution p(x) = sum p(y) p(x | y). Label k of a seed
-    is the same whatever the count.
-    """
-    shares, random = np.array(data.label_shares), np.random.default_rng(seed)
-    return torch.from_numpy(random.choice(data.num_classes, count, p=shares / shares.sum()))
-
-
 def labels_for(model: TrainedModel, count: int, seed: int) -> Tensor | None:
-    """`pick_labels` for a class-conditional model; None for another."""
-    return pick_labels(model.data, count, seed) if model.net.num_classes else None
+    """Labels (count,) int64 for a class-conditional model, None for another.
 
-
-class ImageNoise:
-    """Standard normal noise with a generator of its own for every image.
-
-    Image k of a seed draws the same numbers whatever the batch size, and whichever its neighbours.
+    They come as often as in the training data, so the samples are drawn from the whole distribution
+    p(x) = sum p(y) p(x | y). Label k of a seed is the same whatever the count.
     """
-
-    def __init__(self, seed: int, numbers: range, shape: tuple[int, ...], device: torch.device):
-        self.generators = [seeded_generator(seed, k) for k in numbers]
-        self.shape, self.device = shape, device
-
-    def __call__(self) -> Tensor:
-        """(len(numbers), *shape) float32."""
-        draws = [torch.randn(self.shape, generator=g) for g in self.generators]
-        return torch.stack(draws).to(self.device)
+    if not model.net.num_classes:
+        return None
+    return draw_labels(seed, range(count), torch.tensor(model.data.label_shares))
 
 
 Watch = Callable[[Denoiser], Denoiser]

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from config import DATA_DIR, HALVES, SampleConfig, SamplingConfig, UserError
 from models.trained import TrainedModel
-from sampling.draw import ImageNoise, draws_noise, encode_images, labels_for, resolve
+from sampling.draw import draws_noise, encode_images, labels_for, resolve
 from utils.data_loader import DatasetInfo, load_dataset, to_model_range, to_uint8
 from utils.files import load_images
+from utils.random import ImageNoise
 
 MODES = ("digits", "inpaint", "reconstruct", "interpolate")
 # Their samplers: RePaint for pictures, and one without noise where the start alone is to decide
@@ -171,8 +172,7 @@ def plan_interpolation(plan: Plan, cfg: SampleConfig, data: DatasetInfo) -> None
     parts = cfg.interpolate.split(",")
     if len(parts) != 2 or not all(part.isdecimal() and int(part) < 2**63 for part in parts):
         raise UserError(f"--interpolate {cfg.interpolate}: must be two seeds, like 3,4")
-    cpu = torch.device("cpu")
-    ends = [ImageNoise(int(part), range(1), data.shape, cpu)() for part in parts]
+    ends = [ImageNoise(int(part), range(1), data.shape)() for part in parts]
     plan.start, plan.columns = slerp(*ends, plan.count), plan.count
 
 

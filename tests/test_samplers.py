@@ -7,7 +7,7 @@ import torch
 from config import GUIDANCE, SamplingConfig, TrainConfig, UserError
 from models import build_diffusion, build_model
 from models.trained import TrainedModel
-from sampling.draw import ImageNoise, draws_noise, resolve, sample_images
+from sampling.draw import draws_noise, resolve, sample_images
 from sampling.samplers import (
     SAMPLERS,
     encode,
@@ -230,18 +230,6 @@ def test_network_calls_and_the_last_value_is_returned(name):
     twice = sigmas[2:-1].repeat_interleave(2).tolist()
     assert calls == ([*sigmas[:2].tolist(), *twice] if name == "heun" else sigmas[:-1].tolist())
     torch.testing.assert_close(x, torch.full_like(x, 0.25))
-
-
-def test_noise_of_an_image_depends_on_seed_and_number_alone():
-    def draw(seed, numbers):
-        noise = ImageNoise(seed, numbers, (1, 4, 4), torch.device("cpu"))
-        return torch.stack([noise(), noise()], dim=1)
-
-    whole = draw(5, range(7))
-    assert torch.equal(whole[3:5], draw(5, range(3, 5)))
-    assert not torch.equal(whole[0], draw(6, range(1))[0])
-    assert not torch.equal(draw(0, range(2))[1], draw(1, range(1))[0])
-    assert len({row.sum().item() for row in whole.flatten(0, 1)}) == 14
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

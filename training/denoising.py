@@ -13,6 +13,7 @@ from training.optimization import Optimization, build_optimizers, learning_rate
 from utils import distributed
 from utils.data_loader import DatasetInfo
 from utils.device import autocast
+from utils.random import Stream, generator
 
 
 class DenoisingTrainer:
@@ -28,7 +29,7 @@ class DenoisingTrainer:
         if cfg.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
-        torch.manual_seed(cfg.seed)
+        torch.set_rng_state(generator(Stream.WEIGHTS, cfg.seed).get_state())
         self.cfg, self.data, self.device = cfg, data, device
         self.net = build_model(cfg, data).to(device, memory_format=torch.channels_last)
         # replayed as CUDA graphs: launching the kernels one by one takes longer than they do
@@ -42,7 +43,7 @@ class DenoisingTrainer:
             grad_clip=cfg.grad_clip,
             ema_length=cfg.ema_length,
         )
-        self.generator = torch.Generator(device).manual_seed(cfg.seed)
+        self.generator = generator(Stream.NOISE, cfg.seed, device=device)
         self.model = TrainedModel(cfg, data, self.diffusion, self.optimization.ema.model)
 
     def train_step(self, x0: Tensor, y: Tensor, progress: float) -> tuple[Tensor, Tensor]:
@@ -77,4 +78,5 @@ class DenoisingTrainer:
         if state["device"] == self.device.type:
             self.generator.set_state(state["generator"].cpu())
         else:  # another kind of device has another kind of state: start a new stream
-            self.generator.manual_seed(self.cfg.seed + int(state["step"]))
+            step = int(state["step"])
+            self.generator = generator(Stream.NOISE, self.cfg.seed, step, device=self.device)

@@ -12,8 +12,8 @@ import torchvision
 from torch import Tensor
 
 from config import DATA_DIR, UserError
-from utils.device import seeded_generator
 from utils.image_folder import load_image_folder
+from utils.random import Stream, generator
 from utils.synthetic import synthetic_digits
 
 SYNTHETIC_SIZE = {"train": 20_000, "test": 10_000}
@@ -178,7 +178,7 @@ def epoch_batches(count: int, batch_size: int, seed: int, epoch: int) -> Iterato
 
     Training sees other images dropped in each epoch; `batch_size` above `count` gives one batch.
     """
-    order = torch.randperm(count, generator=seeded_generator(seed, epoch))
+    order = torch.randperm(count, generator=generator(Stream.ORDER, seed, epoch))
     size = min(batch_size, count)
     return iter(order[: count // size * size].split(size))
 

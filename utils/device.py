@@ -1,4 +1,4 @@
-"""Where to compute, in what precision, and with which random numbers."""
+"""Where to compute, and in what precision."""
 
 import contextlib
 import os
@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from config import UserError
@@ -93,9 +92,3 @@ def environment(device: torch.device) -> dict[str, str]:
         "commit": commit,
         "command": " ".join(["python", *sys.argv]),
     }
-
-
-def seeded_generator(*keys: int) -> torch.Generator:
-    """A CPU generator for a tuple of whole numbers >= 0; other keys give unrelated streams."""
-    state = np.random.SeedSequence(keys).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state[0]))

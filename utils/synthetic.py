@@ -15,7 +15,7 @@ from matplotlib.transforms import Affine2D
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
-from utils.device import seeded_generator
+from utils.random import Stream, generator
 
 # DejaVu Sans Mono is left out: at 28 pixels the mark inside its zero makes an 8 of it.
 FONTS = (
@@ -87,9 +87,9 @@ def synthetic_digits(count: int, seed: int) -> tuple[Tensor, Tensor]:
     frequencies differ by at most one. The same count and seed give the same images.
     Raises ValueError for a count below 1 or a negative seed.
     """
-    if count < 1:
-        raise ValueError(f"count must be at least 1: {count}")
-    generator = seeded_generator(seed)
-    labels = torch.randperm(count, generator=generator) % 10
-    images = [_draw(chunk, generator) for chunk in labels.split(CHUNK)]
+    if count < 1 or seed < 0:
+        raise ValueError(f"count must be at least 1 and seed at least 0: {count}, {seed}")
+    random = generator(Stream.DATA, seed)
+    labels = torch.randperm(count, generator=random) % 10
+    images = [_draw(chunk, random) for chunk in labels.split(CHUNK)]
     return torch.cat(images), labels
