@@ -31,7 +31,8 @@ def generate(cfg: SampleConfig, device: torch.device) -> None:
         writable_folder(Path(path).parent)
         if Path(path).is_dir():
             raise UserError(f"output {path}: is a folder, must be a file")
-    recorder = PathRecorder(FILMED if cfg.animate else STRIP_ROWS if cfg.strip else 0)
+    recorded = FILMED if cfg.animate else STRIP_ROWS if cfg.strip else 0
+    recorder = PathRecorder(recorded)
     images = draw_images(
         model,
         plan.count,
@@ -40,7 +41,7 @@ def generate(cfg: SampleConfig, device: torch.device) -> None:
         labels=plan.labels,
         start=plan.start,
         given=plan.given,
-        watch=recorder,
+        watch=recorder if recorded else None,
     )
     if distributed.is_first():
         write(cfg, plan, images, recorder)

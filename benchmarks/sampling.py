@@ -26,7 +26,7 @@ from benchmarks.common import (
 from benchmarks.figures import plot_sampler_curves
 from config import DATA_DIR, DEVICES, GUIDED, SAMPLER, SamplingConfig, UserError, setting
 from models.trained import TrainedModel, load_trained
-from sampling.draw import count_evaluated, labels_for, resolve
+from sampling.draw import count_evaluated, guidance_at, labels_for, resolve
 from sampling.samplers import SAMPLERS
 from scoring.features import extract, load_features
 from scoring.metrics import all_scores
@@ -79,11 +79,11 @@ def affordable(sampling: SamplingConfig, model: TrainedModel, calls: int) -> Sam
     schedule, best = model.diffusion.schedule, None
     for steps in range(1, min(calls, schedule.timesteps) + 1):
         tried = resolve(dataclasses.replace(sampling, steps=steps), model)
-        levels = schedule.sampling_sigmas(steps, tried.spacing)[:-1].tolist()
+        sigmas = schedule.sampling_sigmas(steps, tried.spacing)
+        levels = list(sigmas[:-1])
         if tried.sampler == "heun":  # whose every step between two of the levels calls at both
             levels += levels[1:-1]
-        guided = [tried.guided_from <= sigma <= tried.guided_to for sigma in levels]
-        twice = sum(guided) if tried.guidance > 1 else 0
+        twice = sum(guidance_at(sigma, tried, sigmas) not in (0, 1) for sigma in levels)
         best = tried if len(levels) + twice <= calls else best
     return best
 

@@ -5,7 +5,6 @@ It owns no network and no sampler. The three meet in one line:
     x = sample_ddim(diffusion.denoiser(net, labels, guidance), x, sigmas, noise)
 """
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -13,7 +12,8 @@ from torch import Tensor, nn
 
 from utils.noise_scheduler import NoiseSchedule
 
-Denoiser = Callable[[Tensor, Tensor], Tensor]  # (x, sigma) -> x0_hat
+Watch = Callable[[Tensor, Tensor, Tensor], None]
+Guidance = float | Callable[[Tensor], float]  # a scale, or one for each sigma
 
 # What the network is asked for, given x_t = a * x0 + s * eps with a^2 + s^2 = 1:
 # the training target from (x0, eps, a, s), and the x0 it implies from (prediction, x_t, a, s).
@@ -104,37 +104,73 @@ class Diffusion:
         self,
         net: nn.Module,
         labels: Tensor | None = None,
-        guidance: float = 1.0,
-        guided: tuple[float, float] = (0.0, math.inf),
-    ) -> Denoiser:
+        guidance: Guidance = 1.0,
+        watch: Watch | None = None,
+    ) -> "Denoiser":
         """The function D(x, sigma) -> x0_hat that samplers integrate.
 
-        x is (B, C, H, W), variance exploding (x0 + sigma * eps); sigma a 0-d float64 tensor.
-        x0_hat is clamped to [-1, 1], where images live (as in Ho et al. 2020's sampler).
-
         Guidance (Ho & Salimans 2022) 1 is the conditional prediction and 0 the unconditional one,
-        one network call each; any other value blends both, run as one batch of 2B:
-        unconditional + guidance * (conditional - unconditional). Without labels it is unused.
-        More than 1 applies at the noise levels `guided`, both included, and is 1 at the others:
-        above them guidance narrows what is drawn, and below it changes nothing but the time taken
-        (Kynkäänniemi et al. 2024).
+        one network call each; any other value blends both, run as one batch of 2B. It may be a
+        function of sigma, as a 0-d tensor. Without labels it is unused.
+        `watch`, if given, is called as watch(x, sigma, x0_hat) after each prediction.
         """
+        return Denoiser(self, net, labels, guidance, watch)
 
-        def predict(x_t: Tensor, t: Tensor, scale: float) -> Tensor:
-            if labels is None or scale == 0:
-                return net(x_t, t, None)
-            if scale == 1:
-                return net(x_t, t, labels)
-            both = torch.cat([labels, torch.full_like(labels, net.num_classes)])
-            conditional, unconditional = net(x_t.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
-            return unconditional + scale * (conditional - unconditional)
 
-        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-            a = float((1 + sigma**2) ** -0.5)
-            s = float(sigma) * a
-            t = self.schedule.t_at(sigma).to(x).expand(x.shape[0])
-            x_t = x * a
-            scale = guidance if guided[0] <= sigma <= guided[1] else min(guidance, 1.0)
-            return self.to_x0(predict(x_t, t, scale).float(), x_t, a, s).clamp(-1, 1)
+class Denoiser:
+    """D(x, sigma) -> x0_hat, made by `Diffusion.denoiser`.
 
-        return denoise
+    x is (B, C, H, W), variance exploding (x0 + sigma * eps); sigma a 0-d float64 tensor. x0_hat is
+    clamped to [-1, 1], where images live (as in Ho et al. 2020's sampler). Guidance blends clamped
+    predictions, because the loss leaves the network free beyond black and white.
+    """
+
+    def __init__(
+        self,
+        diffusion: Diffusion,
+        net: nn.Module,
+        labels: Tensor | None,
+        guidance: Guidance,
+        watch: Watch | None,
+    ):
+        self.diffusion, self.net, self.labels = diffusion, net, labels
+        self.guidance, self.watch = guidance, watch
+        # (conditional prediction, conditional minus unconditional or None) of the last two calls
+        self.calls: list[tuple[Tensor, Tensor | None]] = []
+        self.scale = 1.0  # of the last call
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        a = float((1 + sigma**2) ** -0.5)
+        s = float(sigma) * a
+        t = self.diffusion.schedule.t_at(sigma).to(x).expand(x.shape[0])
+        self.scale = self.guidance(sigma) if callable(self.guidance) else self.guidance
+
+        def predict(x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+            return self.diffusion.to_x0(self.net(x_t, t, y).float(), x_t, a, s).clamp(-1, 1)
+
+        y, x_t, difference = self.labels, x * a, None
+        if y is None or self.scale in (0, 1):
+            x0_hat = predict(x_t, t, None if self.scale == 0 else y)
+        else:
+            both = torch.cat([y, torch.full_like(y, self.net.num_classes)])
+            x0_hat, unconditional = predict(x_t.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
+            difference = x0_hat - unconditional
+        self.calls = [*self.calls[-1:], (x0_hat, difference)]
+        x0_hat = self._guided(x0_hat, difference).clamp(-1, 1)
+        if self.watch:
+            self.watch(x, sigma, x0_hat)
+        return x0_hat
+
+    def change(self) -> Tensor:
+        """How the prediction has changed from the call before the last one to the last.
+
+        Both are taken at the guidance of the last call, or unguided if one of them was: so what a
+        multistep sampler extrapolates does not jump where guidance sets in or ends.
+        """
+        (before, difference_before), (after, difference) = self.calls
+        if difference is None or difference_before is None:
+            return after - before
+        return self._guided(after, difference) - self._guided(before, difference_before)
+
+    def _guided(self, x0_hat: Tensor, difference: Tensor | None) -> Tensor:
+        return x0_hat if difference is None else x0_hat + (self.scale - 1) * difference

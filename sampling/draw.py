@@ -1,7 +1,9 @@
 """Images from a trained model: settings filled in, noise of each image, batches, processes."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from config import GUIDANCE, GUIDED, SAMPLER, SamplingConfig, UserError
-from models.diffusion import Denoiser
+from models.diffusion import Denoiser, Watch
 from models.trained import TrainedModel
 from sampling.samplers import INPAINTERS, SAMPLERS, Sampler, encode
 from utils import distributed
@@ -91,9 +93,6 @@ def labels_for(model: TrainedModel, count: int, seed: int) -> Tensor | None:
     return draw_labels(seed, range(count), torch.tensor(model.data.label_shares))
 
 
-Watch = Callable[[Denoiser], Denoiser]
-
-
 @torch.inference_mode()
 def sample_images(
     model: TrainedModel,
@@ -104,7 +103,7 @@ def sample_images(
     start: Tensor | None = None,
     given: dict[str, Tensor] | None = None,
     share: tuple[int, int] = (0, 1),
-    watch: Watch = lambda denoise: denoise,
+    watch: Watch | None = None,
 ) -> Iterator[Tensor]:
     """Draw images 0..count-1 of the seed, in batches (B, C, H, W) uint8 on the CPU.
 
@@ -114,7 +113,7 @@ def sample_images(
         start: (count, C, H, W) standard normal, to begin with in place of the seed's noise.
         given: a sampler's own tensors, with an entry for each of the images.
         share: (r, R) draws only the batches numbered r, r + R, r + 2R, ...
-        watch: may wrap the denoiser of each batch, to record the path.
+        watch: is called as watch(x, sigma, x0_hat) after each prediction for the first batch.
     """
     sampling, device = resolve(asked, model), model.device
     sigmas = model.diffusion.schedule.sampling_sigmas(sampling.steps, sampling.spacing)
@@ -127,7 +126,9 @@ def sample_images(
         def part(values: Tensor | None, numbers=numbers) -> Tensor | None:
             return None if values is None else values[numbers].to(device)
 
-        denoise = watch(guided_denoiser(model, part(labels), sampling))
+        denoise = guided_denoiser(
+            model, part(labels), sampling, sigmas, watch if not first else None
+        )
         noise = ImageNoise(sampling.seed, numbers, model.data.shape, device)
         x = noise() if start is None else part(start)
         x = x * float((1 + sigmas[0] ** 2).sqrt())  # x0 is unknown: give it unit variance
@@ -138,11 +139,35 @@ def sample_images(
 
 
 def guided_denoiser(
-    model: TrainedModel, labels: Tensor | None, sampling: SamplingConfig
+    model: TrainedModel,
+    labels: Tensor | None,
+    sampling: SamplingConfig,
+    sigmas: Tensor,
+    watch: Watch | None = None,
 ) -> Denoiser:
-    """The model's denoiser, for labels (B,), guided as `sampling` says."""
-    guided = (sampling.guided_from, sampling.guided_to)
-    return model.diffusion.denoiser(model.net, labels, sampling.guidance, guided)
+    """The model's denoiser, for labels (B,) and the falling levels `sigmas`, guided as asked."""
+    guidance = partial(guidance_at, sampling=sampling, sigmas=sigmas)
+    return model.diffusion.denoiser(model.net, labels, guidance, watch)
+
+
+def guidance_at(sigma: Tensor, sampling: SamplingConfig, sigmas: Tensor) -> float:
+    """The guidance scale at noise level sigma, from where a step leads to the next of `sigmas`.
+
+    A scale above 1 is for the interval from `guided_from` to `guided_to`: above it, guidance
+    narrows what is drawn, and below it changes little (Kynkäänniemi et al. 2024). A step has as
+    much of it as the share of its way, in log sigma, that lies inside. So how much is guided in all
+    does not depend on where the levels fall.
+    """
+    if sampling.guidance <= 1:
+        return sampling.guidance
+    below = sigmas[sigmas < sigma]
+    top, bottom = float(sigma), float(below.max()) if len(below) else 0.0
+    if bottom == 0:  # the last step, infinitely long in log sigma
+        inside = float(sampling.guided_from <= top <= sampling.guided_to)
+    else:
+        high, low = min(top, sampling.guided_to), max(bottom, sampling.guided_from)
+        inside = math.log(high / low) / math.log(top / bottom) if high > low else 0.0
+    return 1 + (sampling.guidance - 1) * inside
 
 
 def draw_images(
@@ -175,7 +200,7 @@ def encode_images(
         y = None if labels is None else labels[numbers].to(device)
         with autocast(device, sampling.precision):
             x0 = to_model_range(images[numbers].to(device))
-            x = encode(guided_denoiser(model, y, sampling), x0, sigmas)
+            x = encode(guided_denoiser(model, y, sampling, sigmas), x0, sigmas)
         parts.append((x / float((1 + sigmas[0] ** 2).sqrt())).cpu())
     return torch.cat(parts)
 
@@ -188,24 +213,16 @@ def count_evaluated(net: nn.Module) -> list[int]:
 
 
 class PathRecorder:
-    """Wraps the first batch's denoiser and remembers x_t and x0_hat of its first images."""
+    """Remembers x_t and x0_hat of the first images of a batch; for `sample_images(watch=...)`."""
 
     def __init__(self, images: int):
         self.images = images
         self.calls: list[Tensor] = []  # (images, 2, C, H, W) uint8
 
-    def __call__(self, denoise: Denoiser) -> Denoiser:
-        if self.calls or not self.images:
-            return denoise
-
-        def recorded(x: Tensor, sigma: Tensor) -> Tensor:
-            x0_hat = denoise(x, sigma)
-            x_t = x / float((1 + sigma**2).sqrt())
-            both = torch.stack([x_t[: self.images], x0_hat[: self.images]], dim=1)
-            self.calls.append(to_uint8(both).cpu())
-            return x0_hat
-
-        return recorded
+    def __call__(self, x: Tensor, sigma: Tensor, x0_hat: Tensor) -> None:
+        x_t = x / float((1 + sigma**2).sqrt())
+        both = torch.stack([x_t[: self.images], x0_hat[: self.images]], dim=1)
+        self.calls.append(to_uint8(both).cpu())
 
     def frames(self) -> Tensor:
         """(network calls, images, 2, C, H, W) uint8: x_t and x0_hat."""

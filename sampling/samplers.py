@@ -28,6 +28,11 @@ Noise = Callable[[], Tensor]
 LONG_STEP = 100  # from one noise level to the next, as a ratio
 
 
+def change_since(previous: Tensor, denoise: Denoiser, x0_hat: Tensor) -> Tensor:
+    """x0_hat - previous, the last two predictions; without what setting in of guidance adds."""
+    return denoise.change() if hasattr(denoise, "change") else x0_hat - previous
+
+
 def split_noise(sigma: Tensor, sigma_next: Tensor, eta: float) -> tuple[Tensor, Tensor]:
     """The noise left of the old, and the fresh: sigma_down^2 + sigma_up^2 = sigma_next^2.
 
@@ -78,7 +83,8 @@ def sample_dpmpp_2m(
         step = (sigma / sigma_next).log()  # h_i; lambda = -log sigma in these coordinates
         target = x0_hat
         if previous is not None and sigma_next > 0:
-            target = x0_hat + float(step / last_step / 2) * (x0_hat - previous)  # 1 / (2 r_i)
+            change = change_since(previous, denoise, x0_hat)
+            target = x0_hat + float(step / last_step / 2) * change  # 1 / (2 r_i)
         sigma_down, sigma_up = split_noise(sigma, sigma_next, eta)
         x = target + float(sigma_down / sigma) * (x - target)
         if sigma_up > 0:
@@ -120,19 +126,19 @@ def sample_unipc(denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> 
     image of its end, which the next step needs anyway: third order at one network call a step.
     """
     x0_hat = denoise(x, sigmas[0])
-    previous, last_step = None, None
+    change, last_step = None, None
     for sigma, sigma_next in zip(sigmas[:-2], sigmas[1:-1], strict=True):
         h = float((sigma / sigma_next).log())  # lambda = -log sigma in these coordinates
         weight = -math.expm1(-h)
         euler = x0_hat + math.exp(-h) * (x - x0_hat)
-        past = 0.0 if previous is None else (x0_hat - previous) * (h / last_step)
+        past = 0.0 if change is None else change * (h / last_step)
         x0_next = denoise(euler + weight / 2 * past, sigma_next)
-        change = x0_next - x0_hat
+        first, change = change is None, change_since(x0_hat, denoise, x0_next)
         b1 = (1 - weight / h) / weight  # of a change linear in lambda
         b2 = (1 - 2 * (1 - weight / h) / h) / weight  # of a quadratic one
-        bend = 0.0 if previous is None else (b1 - b2) / (1 + last_step / h)
+        bend = 0.0 if first else (b1 - b2) / (1 + last_step / h)
         x = euler + weight * (bend * past + (b1 - bend) * change)
-        previous, last_step, x0_hat = x0_hat, h, x0_next
+        last_step, x0_hat = h, x0_next
     return x0_hat
 
 

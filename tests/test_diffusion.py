@@ -122,13 +122,85 @@ def test_other_guidance_extrapolates_in_one_batch_of_both():
     assert net.calls == [4]
 
 
-def test_guidance_above_1_is_kept_to_its_noise_levels_and_below_1_is_not():
-    labels, x, t = torch.tensor([3, 7]), torch.zeros(2, 1, 4, 4), 25
-    below, inside, above = SCHEDULE.sigmas[t - 1 : t + 2]
-    guided = (float(inside), float(inside))  # both ends belong to it
-    for guidance, inner, outer in ((2.0, [-0.2, 0.2], [0.15, 0.35]), (0.0, [0.5] * 2, [0.5] * 2)):
-        net = Labelled()
-        denoise = make("x0").denoiser(net, labels, guidance, guided)
-        for sigma, expected in ((below, outer), (inside, inner), (above, outer)):
-            torch.testing.assert_close(denoise(x, sigma)[:, 0, 0, 0], torch.tensor(expected))
-        assert net.calls == ([2, 4, 2] if guidance else [2, 2, 2])
+def test_guidance_may_change_with_sigma():
+    net, x = Labelled(), torch.zeros(2, 1, 4, 4)
+    scales = {float(SCHEDULE.sigmas[k]): scale for k, scale in ((5, 2.0), (6, 1.0), (7, 0.0))}
+    denoise = make("x0").denoiser(net, torch.tensor([3, 7]), lambda sigma: scales[float(sigma)])
+    for k, expected in ((5, [-0.2, 0.2]), (6, [0.15, 0.35]), (7, [0.5, 0.5])):
+        torch.testing.assert_close(
+            denoise(x, SCHEDULE.sigmas[k])[:, 0, 0, 0], torch.tensor(expected)
+        )
+    assert net.calls == [4, 2, 2]
+
+
+def beyond(conditional, unconditional):
+    """A network whose x0_hat is one of two values everywhere, by whether it is told a label."""
+
+    def net(x, t, y):
+        values = torch.where(y == 10, unconditional, conditional)
+        return values.view(-1, 1, 1, 1).expand_as(x)
+
+    net.num_classes = 10
+    return net
+
+
+def test_guidance_blends_what_is_black_to_black():
+    """Beyond black and white the loss leaves the network free: differences there mean nothing."""
+    x, labels, sigma = torch.zeros(1, 1, 2, 2), torch.tensor([3]), SCHEDULE.sigmas[5]
+    for inside, outside in ((-1.2, -1.6), (1.3, 1.9)):
+        denoise = make("x0").denoiser(beyond(inside, outside), labels, 4.0)
+        assert (denoise(x, sigma) == (1 if inside > 0 else -1)).all()
+    denoise = make("x0").denoiser(beyond(-0.5, -1.6), labels, 2.0)
+    torch.testing.assert_close(denoise(x, sigma), torch.zeros_like(x))  # -1 + 2 (-0.5 + 1)
+
+
+def test_the_change_of_a_prediction_has_no_jump_where_guidance_sets_in_or_ends():
+    labels, x = torch.tensor([3]), torch.zeros(1, 1, 2, 2)
+    told = {0: 0.1, 1: 0.1, 2: 0.2, 3: 0.25, 4: 0.25}  # x0_hat with the label, by the call
+    scales = [1.0, 1.5, 1.5, 3.0, 1.0]
+    calls = iter(range(5))
+
+    def net(x_t, t, y):
+        number = next(calls)
+        return beyond(told[number], 0.0)(x_t, t, y)
+
+    net.num_classes = 10
+    steps = iter(scales)
+    denoise = make("x0").denoiser(net, labels, lambda sigma: next(steps))
+    sigma, changes = SCHEDULE.sigmas[5], []
+    for number in range(5):
+        x0_hat = denoise(x, sigma)[0, 0, 0, 0].item()
+        assert x0_hat == pytest.approx(scales[number] * told[number])
+        if number:
+            changes.append(denoise.change()[0, 0, 0, 0].item())
+    # unguided and guided; guided alike; guided more, as if it always had been; and unguided again
+    assert changes == pytest.approx([0.0, 1.5 * 0.1, 3 * 0.05, 0.0], abs=1e-6)
+
+
+def test_an_error_that_clamping_undoes_is_none():
+    """A black pixel may be predicted blacker than black, a white one whiter; no other pixel may."""
+    diffusion = make("x0")
+
+    def loss(x0, prediction):
+        images = torch.full((8, 1, 4, 4), x0)
+        net = lambda x_t, t, y: torch.full_like(x_t, prediction)  # noqa: E731
+        return diffusion.loss(net, images, None, gen()).item()
+
+    assert loss(-1.0, -1.3) == loss(1.0, 1.3) == 0.0
+    for x0, prediction in ((-0.99, -1.3), (0.99, 1.3), (-1.0, 1.3), (1.0, -1.3), (-1.0, -0.7)):
+        assert loss(x0, prediction) == pytest.approx((x0 - prediction) ** 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("black", [0.9, 0.5, 0.2])
+def test_the_minimum_of_the_loss_is_still_the_posterior_mean(black):
+    """Of pixels that are -1 with probability `black` and else 1, told nothing: the mean of both."""
+    diffusion = make("x0")
+    count = 1000
+    x0 = torch.where(torch.arange(count) < black * count, -1.0, 1.0).view(-1, 1, 1, 1)
+    guesses = torch.linspace(-1.5, 1.5, 301)
+    losses = [
+        diffusion.loss(lambda x_t, t, y, g=guess: torch.full_like(x_t, g), x0, None, gen()).item()
+        for guess in guesses
+    ]
+    best = guesses[losses.index(min(losses))].item()
+    assert best == pytest.approx(1 - 2 * black, abs=0.011)

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import diffusers
@@ -6,8 +7,9 @@ import torch
 
 from config import GUIDANCE, SamplingConfig, TrainConfig, UserError
 from models import build_diffusion, build_model
+from models.diffusion import Denoiser
 from models.trained import TrainedModel
-from sampling.draw import draws_noise, resolve, sample_images
+from sampling.draw import draws_noise, guidance_at, resolve, sample_images
 from sampling.samplers import (
     SAMPLERS,
     encode,
@@ -300,3 +302,55 @@ def test_samplers_that_draw_noise_are_known():
 
 def test_spacings_of_the_samplers_exist():
     assert {sampler.spacing for sampler in SAMPLERS.values()} <= set(SPACINGS)
+
+
+GUIDED = SamplingConfig(guidance=1.5, guided_from=0.6, guided_to=2.0)
+
+
+@pytest.mark.parametrize("steps", range(4, 21))
+def test_how_much_is_guided_does_not_depend_on_where_the_levels_fall(steps):
+    """The scale beyond 1, summed over the way in log sigma, is that of the whole interval."""
+    sigmas = NoiseSchedule("cosine", 300).sampling_sigmas(steps, "logsnr")
+    way = (sigmas[:-2] / sigmas[1:-1]).log()
+    scales = torch.tensor([guidance_at(sigma, GUIDED, sigmas) for sigma in sigmas[:-1]])
+    assert ((scales - 1)[:-1] * way).sum().item() == pytest.approx(0.5 * math.log(2.0 / 0.6))
+    assert scales.max() <= 1.5 and scales.min() >= 1 and scales[-1] == 1
+
+
+def test_guidance_everywhere_nowhere_and_of_less_than_1():
+    sigmas = NoiseSchedule("cosine", 300).sampling_sigmas(9, "logsnr")
+    everywhere = SamplingConfig(guidance=3.0, guided_from=0.0, guided_to=math.inf)
+    assert {guidance_at(sigma, everywhere, sigmas) for sigma in sigmas[:-1]} == {3.0}
+    nowhere = SamplingConfig(guidance=3.0, guided_from=1e4, guided_to=1e5)
+    assert {guidance_at(sigma, nowhere, sigmas) for sigma in sigmas[:-1]} == {1.0}
+    for scale in (0.0, 0.5, 1.0):
+        less = dataclasses.replace(GUIDED, guidance=scale)
+        assert {guidance_at(sigma, less, sigmas) for sigma in sigmas[:-1]} == {scale}
+
+
+@pytest.mark.parametrize("name, ratio", [("dpmpp_2m", 3.8), ("unipc", 7.6)])
+def test_the_order_of_accuracy_of_a_guided_denoiser(name, ratio):
+    """Guided alike at all levels, multistep samplers extrapolate the guided prediction."""
+
+    class Guided:
+        """Of two Gaussians with one variance, told and not told which: a linear denoiser."""
+
+        def __init__(self):
+            self.calls, self.scale = [], 2.0
+
+        def __call__(self, x, sigma):
+            told, untold = gaussian(x, sigma), gaussian(x, sigma) - 0.1 * sigma**2 / (1 + sigma**2)
+            self.calls = [*self.calls[-1:], (told, told - untold)]
+            return Denoiser._guided(self, *self.calls[-1])
+
+        _guided, change = Denoiser._guided, Denoiser.change
+
+    def end(steps):
+        sigmas = torch.logspace(1, -1, steps + 1, dtype=torch.float64)
+        x = torch.linspace(-20, 20, 9, dtype=torch.float64)
+        sigmas = torch.cat([sigmas, torch.zeros(1, dtype=torch.float64)])
+        return SAMPLERS[name].function(Guided(), x, sigmas, None)
+
+    exact = end(5120)
+    errors = [(end(steps) - exact).abs().max().item() for steps in (40, 80, 160)]
+    assert errors[0] / errors[1] > ratio and errors[1] / errors[2] > ratio
