@@ -249,8 +249,7 @@ def pngs(folder, images):
 def test_images_of_others_are_scored_the_same_from_png_and_npz(cli, own_folder):
     images = synthetic_digits(120, seed=5)[0].numpy()
     pngs(own_folder / "png", images[:, 0])
-    names = sorted(range(120), key=lambda k: f"{k}.png")
-    np.savez("same.npz", images=images[names])
+    np.savez("same.npz", images=images)
     np.save("real.npy", synthetic_digits(200, seed=6)[0].numpy())
     found = []
     for path in ("png", "same.npz"):
@@ -433,7 +432,7 @@ def bad_images(kind):
     elif kind == "another size":
         np.save("in.npy", images[:, :, :20, :20])
     elif kind == "floats":
-        np.save("in.npy", images / 255)
+        np.save("in.npy", images / 16)
     elif kind == "text":
         Path("in.npz").write_text("hello")
     elif kind == "pickle":
