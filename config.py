@@ -4,7 +4,6 @@ This module imports nothing of the project, so every other file may import it.
 """
 
 import argparse
-import contextlib
 import dataclasses
 import errno
 import math
@@ -267,8 +266,6 @@ class _Output:
 
     def __init__(self, stream: Any):
         self.stream = open(os.devnull, "w") if stream is None else stream
-        if hasattr(self.stream, "reconfigure"):
-            self.stream.reconfigure(errors="backslashreplace")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
@@ -276,8 +273,9 @@ class _Output:
     def write(self, text: str) -> int:
         try:
             self.stream.write(text)
-        except UnicodeError:  # a stream that could not be reconfigured
-            self.write(text.encode("ascii", "backslashreplace").decode())
+        except UnicodeError:
+            encoding = self.stream.encoding
+            self.write(text.encode(encoding, "backslashreplace").decode(encoding))
         except (OSError, ValueError) as error:  # ValueError: it is closed
             self._give_up(error)
         return len(text)
@@ -289,9 +287,7 @@ class _Output:
             self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
-        lost, self.stream = self.stream, open(os.devnull, "w")
-        with contextlib.suppress(OSError, ValueError):  # its buffer is flushed once more at exit
-            os.dup2(self.stream.fileno(), lost.fileno())
+        self.stream = open(os.devnull, "w")
         expected = getattr(error, "errno", None) in (errno.EPIPE, errno.EIO)  # the reader has gone
         if not expected and self is not sys.stderr:
             print(f"stdout: {error}; nothing more is written there", file=sys.stderr)
