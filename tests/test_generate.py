@@ -186,7 +186,7 @@ def small_png(name: str, size: int = 20) -> str:
         (["--inpaint", "28.png"], ("--inpaint", "--mask")),
         (["--mask", "left"], ("--inpaint", "--mask")),
         (["--inpaint", "none.png", "--mask", "left"], ("--inpaint none.png", "no such file")),
-        (["--inpaint", "text.png", "--mask", "left"], ("--inpaint text.png", "cannot be read")),
+        (["--inpaint", "text.png", "--mask", "left"], ("--inpaint text.png", "text file")),
         (["--inpaint", "20.png", "--mask", "left"], ("--inpaint 20.png", "28 x 28")),
         (["--inpaint", "28.png", "--mask", "20.png"], ("--mask 20.png", "28 x 28")),
         (["--inpaint", "28.png", "--mask", "middle"], ("--mask middle", "left, right")),
