@@ -5,6 +5,7 @@ This module imports nothing of the project when it is loaded, so every other fil
 
 import argparse
 import dataclasses
+import errno
 import importlib
 import math
 import os
@@ -169,7 +170,7 @@ class SampleConfig(SamplingConfig):
     test_dir: str | None = setting(None, "folder: test images; default as in training")
     device: str = setting("auto", "where to compute", choices=DEVICES)
     output: str = setting("outputs/samples.png", "PNG grid to write")
-    npz: str | None = setting(None, "also write `images`, uint8 (N, C, H, W), to this file")
+    npz: str | None = setting(None, "also write `images`, uint8 (N, C, H, W), and their `labels`")
     strip: str | None = setting(None, "also write a PNG of the denoising path of 8 images")
     animate: str | None = setting(None, "also write a GIF of it, x_t beside x0_hat, 100 images")
 
@@ -182,7 +183,7 @@ class EvalConfig(SamplingConfig):
     experiment_name: str | None = setting(None, "run folder; without --path_to_model its last")
     model_type: str | None = setting(None, "checked against the model", choices=MODELS)
     validate_all: bool = setting(False, "score every checkpoint of --experiment_name")
-    images: str | None = setting(None, "score a folder of images, .npz or .npy, not a model")
+    images: str | None = setting(None, "score these, not a model: a folder, .npz or .npy")
     reference_images: str | None = setting(None, "compare with these, not the data's test set")
     num_samples: int = setting(10_000, "how many images to score", low=6)
     features: str = setting("mnist", "feature network", choices=("mnist", "inception"))
@@ -190,7 +191,7 @@ class EvalConfig(SamplingConfig):
     memorization: bool = setting(False, "look for copies of training images")
     tstr: bool = setting(False, "train on synthetic, test on real (class-conditional models)")
     device: str = setting("auto", "where to compute", choices=DEVICES)
-    dataset: str = setting("mnist", "reference for --images", choices=DATASETS)
+    dataset: str | None = setting(None, "reference for --images; default mnist", choices=DATASETS)
     data_dir: str | None = setting(
         None, "where the data is, or is downloaded to; default as in training"
     )
@@ -242,6 +243,8 @@ def check(config: Config) -> Config:
                 and (limits["above"] is None or value > limits["above"])
                 and (limits["high"] is None or value <= limits["high"])
             )
+        if value == "" != f.default:
+            raise UserError(f'--{f.name} "": must not be empty')
         if not ok or (limits["choices"] and value not in _choices(f)):
             raise UserError(f"--{f.name} {value}: must be {_describe(f)}")
     name = getattr(config, "experiment_name", None)
@@ -284,8 +287,62 @@ def parse(kind: type[Config], description: str, argv: list[str] | None = None) -
     return check(kind(**values))
 
 
+class _Output:
+    """stdout or stderr that never fails: what cannot be written is dropped.
+
+    A pipe whose reader has gone, a full disk, a terminal that hung up, or a stream that was closed
+    before the start (then it is None) must not cost the work that a script does beside talking.
+    After a failure everything goes to nowhere. What the encoding lacks is written like \\xb1.
+    """
+
+    def __init__(self, stream: Any):
+        self.stream = open(os.devnull, "w") if stream is None else stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            self.stream.write(text)
+        except UnicodeError:
+            encoding = self.stream.encoding
+            self.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        except (OSError, ValueError) as error:  # ValueError: it is closed
+            self._give_up(error)
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self.stream.flush()
+        except (OSError, ValueError) as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        self.stream = open(os.devnull, "w")
+        expected = getattr(error, "errno", None) in (errno.EPIPE, errno.EIO)  # the reader has gone
+        if not expected and self is not sys.stderr:
+            print(f"stdout: {error}; nothing more is written there", file=sys.stderr)
+
+
+def _secure_output() -> None:
+    """From now on nothing that happens to stdout or stderr can raise."""
+    for number in range(3):  # of a closed one, a checkpoint would get the number, and the prints
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    for name in ("stderr", "stdout"):
+        if not isinstance(getattr(sys, name), _Output):
+            setattr(sys, name, _Output(getattr(sys, name)))
+
+
 def run(main: Callable[[], None]) -> NoReturn:
-    """Call a script's `main`; bad input ends in one line on stderr and exit status 2."""
+    """Call a script's `main`; bad input ends in one line on stderr and exit status 2.
+
+    The exit status tells of the work alone: it stays 0 where only the output could not be written,
+    as in `python generate.py | head -1`.
+    """
+    _secure_output()
     try:
         main()
     except UserError as error:
@@ -296,4 +353,6 @@ def run(main: Callable[[], None]) -> NoReturn:
     except KeyboardInterrupt:
         print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
         sys.exit(130)
+    finally:
+        sys.stdout.flush()
     sys.exit(0)

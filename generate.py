@@ -11,26 +11,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from config import SampleConfig, UserError, parse, run
+from config import SampleConfig, parse, run
 from models.trained import load_trained
 from sampling.draw import PathRecorder, draw_images
 from sampling.requests import Plan, make_plan
 from utils import distributed
 from utils.device import pick_device
-from utils.files import writable_folder, write_atomically
+from utils.files import check_ending, check_output, write_atomically
 from utils.visualization import STRIP_ROWS, film, make_grid, save_gif, save_png, strip
 
 FILMED = 100  # images in an animation
+OUTPUTS = {"output": ".png", "npz": ".npz", "strip": ".png", "animate": ".gif"}
 
 
 def generate(cfg: SampleConfig, device: torch.device) -> None:
     """Draw what `cfg` asks for and write the files it names."""
     model = load_trained(cfg.checkpoint, device)
     plan = make_plan(cfg, model)
-    for path in filter(None, (cfg.output, cfg.npz, cfg.strip, cfg.animate)):
-        writable_folder(Path(path).parent)
-        if Path(path).is_dir():
-            raise UserError(f"output {path}: is a folder, must be a file")
+    wanted = {flag: getattr(cfg, flag) for flag in OUTPUTS if getattr(cfg, flag) is not None}
+    for check in (check_ending, check_output):  # all endings before the first folder is made
+        for flag, path in wanted.items():
+            check(path, f"--{flag}", (OUTPUTS[flag],))
     recorded = FILMED if cfg.animate else STRIP_ROWS if cfg.strip else 0
     recorder = PathRecorder(recorded)
     images = draw_images(
@@ -56,7 +57,7 @@ def write(cfg: SampleConfig, plan: Plan, images: Tensor, recorder: PathRecorder)
         error = (images.float() - plan.above[0].float()).square().mean().sqrt()
         print(f"drawn again with an error of {error:.1f} grey levels (root mean square)")
     if cfg.npz:
-        save_npz(Path(cfg.npz), images)
+        save_npz(Path(cfg.npz), images, plan.labels)
         print(f"{cfg.npz}: images {tuple(images.shape)}")
     if cfg.strip:
         save_png(Path(cfg.strip), strip(recorder.frames()))
@@ -66,9 +67,12 @@ def write(cfg: SampleConfig, plan: Plan, images: Tensor, recorder: PathRecorder)
         print(f"{cfg.animate}: x_t beside x0_hat along {plan.sampling.steps} steps")
 
 
-def save_npz(path: Path, images: Tensor) -> None:
+def save_npz(path: Path, images: Tensor, labels: Tensor | None) -> None:
+    arrays = {"images": images.numpy()}
+    if labels is not None:
+        arrays["labels"] = labels.numpy()
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, images=images.numpy())
+    np.savez_compressed(buffer, **arrays)
     write_atomically(path, buffer.getvalue())
 
 

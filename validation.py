@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from config import DATA_DIR, EvalConfig, UserError, parse, run
 from models.trained import TrainedModel, load_trained
@@ -19,12 +18,22 @@ from sampling.draw import count_evaluated, draw_images, labels_for, resolve
 from scoring.evaluation import Candidate, Scorer
 from scoring.features import check_features, load_features
 from scoring.metrics import METRICS, NEAREST_K
-from scoring.yardstick import Yardstick, content_hash, print_classes, print_scores, stand_ins
+from scoring.yardstick import (
+    Yardstick,
+    content_hash,
+    image_hash,
+    print_classes,
+    print_scores,
+    stand_ins,
+)
 from utils import distributed
 from utils.checkpoint import epoch_number, list_checkpoints
 from utils.data_loader import describe, load_dataset
 from utils.device import arithmetic, pick_device
-from utils.files import load_images, writable_folder, write_atomically
+from utils.files import check_output, write_atomically
+from utils.image_checks import check_shape
+from utils.images import read_images, tell
+from utils.random import Stream, generator
 from utils.tensorboard_logger import TensorBoardLogger
 from utils.visualization import plot_curve, plot_scores, save_figure
 
@@ -47,6 +56,8 @@ def load_model(cfg: EvalConfig, path: Path, device: torch.device) -> TrainedMode
     model = load_trained(path, device, "--path_to_model")
     if cfg.model_type and cfg.model_type != model.config.model_type:
         raise UserError(f"--model_type {cfg.model_type}: {path} holds a {model.config.model_type}")
+    if cfg.dataset and cfg.dataset != model.data.name:
+        raise UserError(f"--dataset {cfg.dataset}: {path} was trained on {model.data.name}")
     check_features(cfg.features, model.data.shape, f"--path_to_model {path}")
     return model
 
@@ -75,33 +86,41 @@ def draw_candidate(cfg: EvalConfig, path: Path, model: TrainedModel) -> Candidat
 
 
 def read_candidate(cfg: EvalConfig) -> Candidate:
-    """Anybody's images, from a folder of pictures, a .npz or a .npy."""
+    """Anybody's images, from a folder of pictures, a .npz or a .npy, which may hold labels."""
     path = Path(cfg.images)
-    images = load_images(path, "--images")[: cfg.num_samples]
-    if len(images) <= NEAREST_K:
-        raise UserError(
-            f"--images {path}: holds {len(images)} images, must be at least {NEAREST_K + 1}"
-        )
+    found = read_images(path, "--images", at_least=NEAREST_K + 1)
+    tell(found.notes)
+    images, labels = found.images, found.labels
     check_features(cfg.features, tuple(images.shape[1:]), f"--images {path}")
-    facts = {"images": cfg.images, "images_hash": content_hash(images.numpy().tobytes())}
-    return Candidate(images, None, cfg.experiment_name or path.stem, facts)
+    if len(images) > cfg.num_samples:  # files are often sorted by class: not the first ones
+        chosen = torch.randperm(len(images), generator=generator(Stream.ORDER, cfg.seed))
+        chosen = chosen[: cfg.num_samples]
+        images, labels = images[chosen], None if labels is None else labels[chosen]
+    if cfg.tstr and labels is None:
+        raise UserError(f"--tstr: {path} holds no labels; a .npz may, as the array `labels`")
+    facts = {"images": cfg.images, "images_hash": image_hash(images)}
+    name = cfg.experiment_name or (path.name if path.is_dir() else path.stem)
+    return Candidate(images, labels, name, facts)
 
 
 def make_scorer(
     cfg: EvalConfig, candidate: Candidate, model: TrainedModel | None, device: torch.device
 ) -> Scorer:
     """The reference is the test set of the model's data, or --reference_images."""
-    name = model.config.dataset if model else cfg.dataset
+    name = model.config.dataset if model else cfg.dataset or "mnist"
     data_dir = cfg.data_dir or (model.config.data_dir if model else DATA_DIR)
     test_dir = cfg.test_dir or (model.config.test_dir if model else None)
     real = partial(load_dataset, name, data_dir, test_dir=test_dir)
     stand_in, reference = None, cfg.reference_images
     if reference:
         fewest = 2 * (NEAREST_K + 1)  # as one half of them is held against the other
-        images = load_images(Path(reference), "--reference_images", at_least=fewest)
+        found = read_images(Path(reference), "--reference_images", at_least=fewest)
+        tell(found.notes)
+        images = found.images
     else:
         reference, images = f"{name} test set", real("test").images
-    check_shapes(cfg, candidate.images, images, reference)
+    source = f"--images {cfg.images}" if cfg.images else "the samples"
+    check_shape(candidate.images, tuple(images.shape[1:]), source, like=reference)
     if not cfg.reference_images:
         stand_in = stand_ins(real("train").images, len(candidate.images))
     network = load_features(cfg.features, cfg.dims, device)
@@ -110,17 +129,21 @@ def make_scorer(
     return Scorer(network, yardstick, info, real, device)
 
 
-def check_shapes(cfg: EvalConfig, images: Tensor, reference: Tensor, name: str) -> None:
-    """Raises UserError where samples and reference differ in size or colour."""
-    size, wanted = tuple(images.shape[1:]), tuple(reference.shape[1:])
-    if size != wanted:
-        what = f"--images {cfg.images}" if cfg.images else "the samples"
-        raise UserError(f"{what}: are of size {size}, must be {wanted} as in {name}")
+def write_scores(cfg: EvalConfig, candidate: Candidate, found: dict | list) -> Path:
+    """Write the result, before anything is printed; where it went.
 
-
-def write_scores(path: Path, scores: dict | list) -> None:
-    write_atomically(path, (json.dumps(scores, indent=2) + "\n").encode())
-    print(f"\nwritten to       {path}")
+    The name says what was scored, and ends in a hash of all that decides a score: another model,
+    seed or sampler never takes its place.
+    """
+    scores = found if isinstance(found, dict) else found[-1]
+    what = "all" if cfg.validate_all else Path(scores.get("model", "images")).stem
+    deciding = {**candidate.facts, "reference": scores["reference_hash"]}
+    deciding["features"] = scores["feature_hash"]
+    digest = content_hash(json.dumps(deciding, sort_keys=True).encode())[:6]
+    name = f"scores_{what}_{scores['features']}_{scores['n']}_{digest}.json"
+    path = Path(cfg.json) if cfg.json else Path("outputs") / candidate.name / name
+    write_atomically(path, (json.dumps(found, indent=2) + "\n").encode())
+    return path
 
 
 def validate_one(cfg: EvalConfig, device: torch.device) -> None:
@@ -136,13 +159,12 @@ def validate_one(cfg: EvalConfig, device: torch.device) -> None:
         return
     scorer = make_scorer(cfg, candidate, model, device)
     scores = scorer.evaluate(candidate, cfg.memorization, cfg.tstr)
-    folder = Path("outputs") / candidate.name
-    name = f"scores_{scores['features']}_{scores['n']}"
-    save_figure(folder / f"{name}.png", plot_scores(scores, candidate.images))
+    path = write_scores(cfg, candidate, scores)
+    save_figure(path.with_suffix(".png"), plot_scores(scores, candidate.images))
     print_scores(scores)
     if "classes" in scores:
         print_classes(scores)
-    write_scores(Path(cfg.json) if cfg.json else folder / f"{name}.json", scores)
+    print(f"\nwritten to       {path}")
     for line in scores["warnings"]:
         print(f"validation.py: warning: {line}", file=sys.stderr)
 
@@ -165,22 +187,21 @@ def validate_all(cfg: EvalConfig, device: torch.device) -> None:
     if not distributed.is_first():
         return
     logger.close()
-    folder = Path("outputs") / cfg.experiment_name
-    name = f"scores_{scores['features']}_{scores['n']}_all"
-    save_figure(folder / f"{name}.png", plot_curve(found))
-    write_scores(Path(cfg.json) if cfg.json else folder / f"{name}.json", found)
+    path = write_scores(cfg, candidate, found)
+    save_figure(path.with_suffix(".png"), plot_curve(found))
+    print(f"\nwritten to       {path}")
 
 
 def main() -> None:
     cfg = parse(EvalConfig, "Score a model, or any images, against real ones.")
     if cfg.images:
-        for flag in ("path_to_model", "validate_all", "tstr", *cfg.carried()):
+        for flag in ("path_to_model", "validate_all", *cfg.carried()):
             if getattr(cfg, flag):
                 raise UserError(f"--images and --{flag}: give one of them")
     if cfg.validate_all and (cfg.path_to_model or not cfg.experiment_name):
         raise UserError("--validate_all: needs --experiment_name and no --path_to_model")
     if cfg.json:
-        writable_folder(Path(cfg.json).parent)
+        check_output(cfg.json, "--json", (".json",))
     device = pick_device(cfg.device)
     with distributed.joined(device):
         (validate_all if cfg.validate_all else validate_one)(cfg, device)

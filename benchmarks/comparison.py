@@ -17,7 +17,7 @@ from scoring.metrics import fid, fid_spread
 from scoring.yardstick import score_text, stand_ins
 from utils.data_loader import load_dataset
 from utils.device import pick_device
-from utils.files import load_images
+from utils.images import load_images
 
 
 @dataclass(frozen=True)

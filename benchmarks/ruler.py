@@ -20,7 +20,7 @@ from scoring.metrics import METRICS, all_scores, fid
 from scoring.yardstick import score_text
 from utils.data_loader import load_dataset
 from utils.device import pick_device
-from utils.files import load_images
+from utils.images import load_images
 from utils.random import Stream, generator
 from utils.visualization import save_figure
 

@@ -14,7 +14,8 @@ from config import DATA_DIR, HALVES, SampleConfig, SamplingConfig, UserError
 from models.trained import TrainedModel
 from sampling.draw import draws_noise, encode_images, labels_for, resolve
 from utils.data_loader import DatasetInfo, load_dataset, to_model_range, to_uint8
-from utils.files import load_images
+from utils.image_checks import check_shape
+from utils.images import load_images, read_images, tell
 from utils.random import ImageNoise
 
 MODES = ("digits", "inpaint", "reconstruct", "interpolate")
@@ -126,23 +127,15 @@ def load_pictures(cfg: SampleConfig, model: TrainedModel) -> Tensor:
         data_dir = cfg.data_dir or trained.data_dir or DATA_DIR
         test_dir = cfg.test_dir or trained.test_dir
         test = load_dataset(trained.dataset, data_dir, "test", test_dir, cfg.num_samples)
-        return check_shape(test.images, model.data.shape, flag, source)
-    images = load_images(Path(source), f"--{flag}", at_least=1)
-    images = check_shape(images, model.data.shape, flag, source)
+        check_shape(test.images, model.data.shape, f"--{flag} {source}")
+        return test.images
+    found = read_images(Path(source), f"--{flag}", at_least=1)
+    tell(found.notes)
+    images = found.images
+    check_shape(images, model.data.shape, f"--{flag} {source}")
     if len(images) == 1 and cfg.inpaint:
         return images.repeat(cfg.num_samples, 1, 1, 1)
     return images[: cfg.num_samples]
-
-
-def check_shape(images: Tensor, shape: tuple[int, int, int], flag: str, source: str) -> Tensor:
-    """`images` (N, C, H, W), if they are of this shape (C, H, W). Raises UserError if not."""
-    if tuple(images.shape[1:]) != shape:
-        words = [
-            f"{height} x {width} pixels, {'grey' if channels == 1 else 'RGB'}"
-            for channels, height, width in (tuple(images.shape[1:]), shape)
-        ]
-        raise UserError(f"--{flag} {source}: is {words[0]}, must be {words[1]}")
-    return images
 
 
 def load_mask(mask: str, data: DatasetInfo) -> Tensor:
@@ -156,7 +149,8 @@ def load_mask(mask: str, data: DatasetInfo) -> Tensor:
     if Path(mask).suffix.lower() != ".png":
         raise UserError(f"--mask {mask}: must be one of {', '.join(HALVES)}, or a PNG file")
     images = load_images(Path(mask), "--mask", at_least=1)
-    return check_shape(images, (1, data.height, data.width), "mask", mask)[0] > 127
+    check_shape(images, (1, data.height, data.width), f"--mask {mask}")
+    return images[0] > 127
 
 
 def plan_inpainting(plan: Plan, cfg: SampleConfig, pictures: Tensor, data: DatasetInfo) -> None:

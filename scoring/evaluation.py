@@ -12,6 +12,7 @@ from scoring.diagnosis import Nearness, class_table, confusion_matrix
 from scoring.features import FeatureNetwork, MNISTFeatures, extract
 from scoring.yardstick import Yardstick, stand_ins
 from utils.data_loader import Dataset, DatasetInfo
+from utils.image_checks import suspicions
 from utils.visualization import plot_nearness, save_figure
 
 TSTR_STEPS = 1000  # of training each of the two classifiers
@@ -67,6 +68,7 @@ class Scorer:
         scores |= {"experiment": candidate.name, **candidate.facts}
         scores["warnings"] = self.yardstick.warnings(len(images))
         if reads(self.data):
+            scores["warnings"] += suspicions(images)
             scores |= self.classes(candidate, features, seen)
         elif self.network is self.classifier:
             scores["warnings"].append(f"features mnist were learnt on digits, not {self.data.name}")

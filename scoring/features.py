@@ -128,8 +128,9 @@ def _extract(network: FeatureNetwork, images: Tensor, bar: tqdm) -> Tensor:
 def _cached(network: FeatureNetwork, images: Tensor, bar: tqdm) -> Tensor:
     """The file's name holds the network's and the images' hashes and the file its own content's, so
     a stale or damaged one is never trusted but made anew."""
+    size = "x".join(map(str, images.shape))
     key = hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest()[:16]
-    path = CACHE / f"{network.name}_{network.version}_{len(images)}_{key}.features"
+    path = CACHE / f"{network.name}_{network.version}_{size}_{key}.features"
     size = 4 * len(images) * network.dim
     try:
         data = path.read_bytes()

@@ -19,6 +19,11 @@ def content_hash(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:12]
 
 
+def image_hash(images: Tensor) -> str:
+    """`content_hash` of images (N, C, H, W) uint8: of their shape and their pixels."""
+    return content_hash(repr(tuple(images.shape)).encode() + images.numpy().tobytes())
+
+
 def stand_ins(train: Tensor, count: int) -> Tensor:
     """`count` of the training images (N, ...), in place of samples. Labels go with theirs."""
     generator = torch.Generator().manual_seed(FLOOR_SEED)
@@ -73,7 +78,7 @@ class Yardstick:
             "n_floor": len(self.stand_in),
             "n_reference": len(self.images),
             "reference": self.name,
-            "reference_hash": content_hash(self.images.numpy().tobytes()),
+            "reference_hash": image_hash(self.images),
             "features": self.network.name,
             "feature_hash": self.network.version,
         }

@@ -8,24 +8,9 @@ import torch
 
 from config import UserError
 from models.trained import load_trained
+from tests.fuzz_images import mutate_bytes
 
 MUTATIONS = 1000
-
-
-def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
-    """Flip, cut, drop, double or overwrite some of the bytes."""
-    kind, at = rng.randrange(5), rng.randrange(len(data))
-    length = rng.choice([1, 1, 4, 64, 1024])
-    if kind == 0:
-        flipped = bytes(b ^ (1 << rng.randrange(8)) for b in data[at : at + length])
-        return data[:at] + flipped + data[at + length :]
-    if kind == 1:
-        return data[:at]
-    if kind == 2:
-        return data[:at] + data[at + length :]
-    if kind == 3:
-        return data[:at] + data[at : at + length] * 2 + data[at + length :]
-    return data[:at] + rng.randbytes(length) + data[at + length :]
 
 
 def strange_value(rng: random.Random):

@@ -27,6 +27,13 @@ from utils.data_loader import DATASETS, load_dataset
 from utils.synthetic import synthetic_digits
 
 
+def scores_in(folder, pattern="scores_*.json"):
+    """The content of the one score file there; its figure lies beside it."""
+    (path,) = Path(folder).glob(pattern)
+    assert path.with_suffix(".png").exists()
+    return json.loads(path.read_text())
+
+
 @pytest.fixture
 def small_synthetic(monkeypatch):
     """2,000 training and 500 test images instead of 20,000 and 10,000."""
@@ -59,12 +66,11 @@ def test_train_generate_validate(cli, own_folder, model_type):
     scored += ["--model_type", model_type, "--reference_images", "real.npz"]
     status, stdout, _ = cli("validation", *scored)
     assert status == 0, stdout
-    scores = json.loads((Path("outputs") / name / "scores_mnist_100.json").read_text())
+    scores = scores_in(Path("outputs") / name, "scores_model_epoch_1_mnist_100_*.json")
     assert scores["n"] == 100 and scores["features"] == "mnist"
     assert scores["fid"] > scores["fid_floor"] > 0 and scores["kid"] > 5 * scores["kid_spread"]
     assert scores["sampler"] == "dpmpp_2m_sde" and scores["guidance"] == GUIDANCE
     assert scores["steps"] == 13 and scores["network_calls"] == 15
-    assert (Path("outputs") / name / "scores_mnist_100.png").exists()
     other = {"unet": "cnn", "cnn": "resnet", "resnet": "unet"}[model_type]
     status, _, stderr = cli("validation", *scored, "--model_type", other)
     assert status == 2 and f"--model_type {other}" in stderr and f"holds a {model_type}" in stderr
@@ -214,14 +220,16 @@ def test_an_untrained_checkpoint_and_every_sampler(cli, tiny_checkpoint):
         (["--guidance", "nan"], ("--guidance nan",)),
         (["--guided_from", "20"], ("--guided_from 20", "--guided_to")),
         (["--output", "/dev/null/x.png"], ("/dev/null", "cannot be written")),
-        (["--output", "."], (".", "folder")),
+        (["--output", "."], ("--output .", ".png")),
+        (["--output", "folder.png"], ("--output folder.png", "folder")),
         (["--device", "tpu"], ("--device tpu", "cpu")),
     ],
 )
 def test_bad_flags_of_generate(refuses, own_folder, tiny_checkpoint, flags, words):
     path = tiny_checkpoint(class_conditional=False)
+    Path("folder.png").mkdir()
     refuses("generate", "--checkpoint", path, *flags, words=words)
-    assert list(own_folder.iterdir()) == [path]
+    assert {p.name for p in own_folder.iterdir()} == {path.name, "folder.png"}
 
 
 def test_an_output_folder_that_cannot_be_made(refuses, own_folder):
@@ -245,8 +253,7 @@ def pngs(folder, images):
 def test_images_of_others_are_scored_the_same_from_png_and_npz(cli, own_folder):
     images = synthetic_digits(120, seed=5)[0].numpy()
     pngs(own_folder / "png", images[:, 0])
-    names = sorted(range(120), key=lambda k: f"{k}.png")
-    np.savez("same.npz", images=images[names])
+    np.savez("same.npz", images=images)
     np.save("real.npy", synthetic_digits(200, seed=6)[0].numpy())
     found = []
     for path in ("png", "same.npz"):
@@ -261,7 +268,7 @@ def test_the_synthetic_test_set_scores_at_its_floor(cli):
     # 2,000 of 8,000: classes as uneven as those of the random training images of the floor
     np.savez("test.npz", images=synthetic_digits(8000, seed=77)[0][:2000].numpy())
     assert cli("validation", "--images", "test.npz", "--dataset", "synthetic")[0] == 0
-    scores = json.loads(Path("outputs/test/scores_mnist_2000.json").read_text())
+    scores = scores_in("outputs/test", "scores_images_mnist_2000_*.json")
     assert scores["n_reference"] == 10_000 and scores["n_floor"] == 2000
     assert 0.5 < scores["fid"] / scores["fid_floor"] < 2
 
@@ -271,7 +278,7 @@ def test_few_images_are_scored_with_a_warning(cli, small_synthetic):
     flags = ["--images", "few.npy", "--dataset", "synthetic"]
     status, stdout, stderr = cli("validation", *flags)
     assert status == 0 and "warning: 120 images cannot fill a covariance of 128" in stderr
-    scores = json.loads(Path("outputs/few/scores_mnist_120.json").read_text())
+    scores = scores_in("outputs/few")
     assert f"real data itself scores {scores['fid_floor']:.3f}" in scores["warnings"][0]
     assert [row["class"] for row in scores["classes"]] == list(range(10))
     assert sum(row["n"] for row in scores["classes"]) == 120
@@ -283,7 +290,7 @@ def test_copies_of_training_images_are_found(cli, small_synthetic):
         np.save(f"{name}.npy", images.numpy())
         flags = ["--images", f"{name}.npy", "--dataset", "synthetic", "--memorization"]
         assert cli("validation", *flags)[0] == 0
-        scores = json.loads(Path(f"outputs/{name}/scores_mnist_200.json").read_text())
+        scores = scores_in(f"outputs/{name}")
         for space in ("pixels", "features"):
             closer = scores[f"memorization_{space}_closer"]
             assert closer == 1 if name == "copies" else 0.4 < closer < 0.6, (name, space)
@@ -296,9 +303,8 @@ def test_every_checkpoint_of_a_run_is_scored(cli, small_synthetic):
     flags = ["--validate_all", "--num_samples", 100, "--steps", 3]
     status, stdout, stderr = cli("validation", *run, *flags)
     assert status == 0 and stdout.count("floor") == 4, stderr
-    rows = json.loads(Path("outputs/all/scores_mnist_100_all.json").read_text())
+    rows = scores_in("outputs/all", "scores_all_mnist_100_*.json")
     assert [row["epoch"] for row in rows] == [0, 1, 2, 3]
-    assert Path("outputs/all/scores_mnist_100_all.png").exists()
     events = EventAccumulator("runs/all/validation").Reload()
     logged = events.Scalars("validation/fid_mnist")
     assert [event.step for event in logged] == [0, 1, 2, 3]
@@ -404,6 +410,50 @@ def test_speeds(cli, own_folder):
     assert status == 0 and 0 < int(share[1]) <= 100
 
 
+def test_labels_of_others_are_read_too(cli, refuses, monkeypatch, small_synthetic):
+    """An .npz with labels, as generate.py writes one, is scored by agreement and usefulness."""
+    images, labels = synthetic_digits(200, seed=5)
+    learnt = []
+
+    def quickly(*given, **options):
+        learnt.append(given)
+        return DigitClassifier().eval()
+
+    monkeypatch.setattr("scoring.evaluation.train_classifier", quickly)
+    np.savez("told.npz", images=images.numpy(), labels=labels.numpy())
+    flags = ["--images", "told.npz", "--dataset", "synthetic", "--tstr"]
+    status, stdout, stderr = cli("validation", *flags)
+    assert status == 0 and "agreement" in stdout, stderr
+    assert scores_in("outputs/told")["agreement"] > 0.8
+    assert torch.equal(learnt[0][0], images) and torch.equal(learnt[0][1], labels)
+    np.savez("untold.npz", images=images.numpy())
+    flags = ["--images", "untold.npz", "--dataset", "synthetic", "--tstr"]
+    refuses("validation", *flags, words=("--tstr", "labels"))
+
+
+def test_a_part_of_a_file_is_a_random_one(cli, small_synthetic):
+    """A file sorted by class: its first images would be of one class only."""
+    images, labels = synthetic_digits(2000, seed=5)
+    np.savez("sorted.npz", images=images[labels.argsort()].numpy())
+    flags = ["--images", "sorted.npz", "--dataset", "synthetic", "--num_samples", 200]
+    assert cli("validation", *flags)[0] == 0
+    assert all(row["n"] > 5 for row in scores_in("outputs/sorted")["classes"])
+
+
+def test_results_never_take_the_place_of_others(cli, small_synthetic, tiny_checkpoint):
+    flags = ["--num_samples", 60, "--steps", 2]
+    for name in ("run_v1.5", "run_v1.6"):
+        Path(name).mkdir()
+        for image, number in zip(synthetic_digits(60, seed=5)[0], range(60), strict=True):
+            Image.fromarray(image[0].numpy()).save(f"{name}/{number}.png")
+        assert cli("validation", "--images", name, "--dataset", "synthetic")[0] == 0
+        assert scores_in(f"outputs/{name}")["n"] == 60
+    path = ["--path_to_model", tiny_checkpoint(), "--experiment_name", "m"]
+    for more in ([], ["--seed", 1], ["--sampler", "ddim"], ["--guidance", 1], ["--eta", 0]):
+        assert cli("validation", *path, *flags, *more)[0] == 0
+    assert len(list(Path("outputs/m").glob("scores_tiny_mnist_60_*.json"))) == 5
+
+
 def bad_images(kind):
     images = synthetic_digits(6, seed=5)[0].numpy()
     if kind == "empty folder":
@@ -411,7 +461,7 @@ def bad_images(kind):
     elif kind == "mixed sizes":
         pngs(Path("in"), [images[0, 0], images[1, 0, :20]])
     elif kind == "colour":
-        pngs(Path("in"), np.zeros((9, 28, 28, 3), np.uint8))
+        pngs(Path("in"), np.arange(9 * 28 * 28 * 3, dtype=np.uint8).reshape(9, 28, 28, 3))
     elif kind == "truncated png":
         pngs(Path("in"), images[:, 0])
         Path("in/3.png").write_bytes(Path("in/3.png").read_bytes()[:60])
@@ -420,7 +470,7 @@ def bad_images(kind):
     elif kind == "another size":
         np.save("in.npy", images[:, :, :20, :20])
     elif kind == "floats":
-        np.save("in.npy", images / 255)
+        np.save("in.npy", images / 16)
     elif kind == "text":
         Path("in.npz").write_text("hello")
     elif kind == "pickle":
@@ -447,7 +497,9 @@ def test_bad_images_are_refused(refuses, small_synthetic, kind):
         (["--features", "vgg"], ("--features vgg", "mnist, inception")),
         (["--dims", "100"], ("--dims 100", "64, 192, 768, 2048")),
         (["--images", "a", "--path_to_model", "b"], ("--images", "--path_to_model")),
-        (["--images", "a", "--tstr"], ("--images", "--tstr")),
+        (["--images", ""], ('--images ""', "empty")),
+        (["--images", "a", "--eta", "1"], ("--images", "--eta")),
+        (["--json", "a.txt", "--images", "a"], ("--json a.txt", ".json")),
         (["--validate_all"], ("--validate_all", "--experiment_name")),
     ],
 )

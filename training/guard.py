@@ -1,9 +1,11 @@
 """What guards a training run: its folder against a second run, its work against a signal."""
 
 import contextlib
+import errno
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,53 +17,96 @@ try:
 except ImportError:  # Windows has no such locks
     fcntl = None
 
+HELD = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}  # the answers of flock that mean so
+INSISTING = {"SIGINT", "SIGTERM"}  # a person or a machine that wants an end: twice is at once
+# a terminal that hangs up, and what schedulers send some time before the end
+WARNING = {"SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"}
+
+
+def tell(line: str) -> None:
+    """Write a line to stderr, past all buffers, as a signal's handler must; never raises."""
+    with contextlib.suppress(Exception):
+        os.write(sys.stderr.fileno(), f"{line}\n".encode(errors="backslashreplace"))
+
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold a folder's lock, which ends with this process however that ends.
 
+    Where the system or the file system has no locks, goes on without one and says so on stderr.
     Raises UserError, naming the other process, when it is held already.
     """
-    if fcntl is None:
-        yield
-        return
-    path = folder / ".lock"
-    while True:
-        file = open(path, "a+")  # noqa: SIM115, open as long as it is held
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            holder = file.read(200).strip() or "another process"
-            file.close()
-            raise UserError(f"--experiment_name {folder.name}: in use by {holder}") from None
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.stat(path), os.fstat(file.fileno())):
-                break
-        file.close()  # its holder has just removed it: take a new one
-    started = time.strftime("%Y-%m-%d %H:%M:%S")
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}, since {started}")
-    file.flush()
+    lock = _take_lock(folder)
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
-        file.close()
+        if lock is not None:
+            with contextlib.suppress(OSError):
+                (folder / ".lock").unlink()
+            os.close(lock)
+
+
+def _take_lock(folder: Path) -> int | None:
+    """The open `.lock` of `folder`, or None where there are no locks."""
+    if fcntl is None:
+        return _no_locks(folder, "this system")
+    path = folder / ".lock"
+    while True:
+        try:
+            lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}") from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.stat(path), os.fstat(lock)):
+                break
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            holder = os.read(lock, 200).decode(errors="replace").strip()
+            os.close(lock)
+            if error.errno in HELD:
+                holder = holder or "another process"
+                raise UserError(f"--experiment_name {folder.name}: in use by {holder}") from None
+            if not holder:  # it was made just now, and serves nobody
+                path.unlink(missing_ok=True)
+            return _no_locks(folder, "its file system")
+        os.close(lock)  # its holder has just removed it: take a new one
+    started = time.strftime("%Y-%m-%d %H:%M:%S")
+    with contextlib.suppress(OSError):  # a full disk: the lock holds without its words
+        os.ftruncate(lock, 0)
+        os.write(lock, f"process {os.getpid()} on {socket.gethostname()}, since {started}".encode())
+    return lock
+
+
+def _no_locks(folder: Path, what: str) -> None:
+    line = f"{folder}: {what} has no file locks, so a second run there would not be noticed"
+    print(line, file=sys.stderr)
 
 
 class StopSignals:
-    """In a `with`, the first SIGINT or SIGTERM is only noted; a second one ends the process.
+    """In a `with`, signals that announce an end are only noted, so that the work can be saved.
+
+    A second SIGINT or SIGTERM ends the process at once; a second one of the others does not, as
+    they come in pairs (a shell that dies passes on the SIGHUP that its jobs have got already). A
+    SIGHUP that the run was told to ignore, as by nohup, stays ignored.
 
     Attributes:
-        received: the signal's number, 0 before there is one.
+        received: the first signal's number, 0 before there is one.
     """
 
     def __init__(self):
-        self.received, self.when = 0, 0.0
+        self.received, self.insisted, self.when = 0, False, 0.0
 
     def __enter__(self) -> "StopSignals":
-        self.before = {s: signal.signal(s, self.note) for s in (signal.SIGINT, signal.SIGTERM)}
+        self.before = {}
+        for name in INSISTING | WARNING:
+            number = getattr(signal, name, None)
+            if number is None:  # Windows has two of them
+                continue
+            if name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN:
+                continue
+            self.before[number] = signal.signal(number, self.note)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -69,9 +114,12 @@ class StopSignals:
             signal.signal(number, handler)
 
     def note(self, number: int, frame: object) -> None:
-        echo = "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() - self.when < 1
-        if self.received and not echo:  # torchrun passes on what a terminal has sent already
-            os._exit(128 + number)  # files are replaced whole, so this harms none
-        self.received, self.when = number, time.monotonic()
-        name = signal.Signals(number).name
-        os.write(2, f"\n{name}: saving after this step; once more ends at once\n".encode())
+        name, line = signal.Signals(number).name, "saving after this step"
+        if name in INSISTING:
+            echo = "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() - self.when < 1
+            if self.insisted and not echo:  # torchrun passes on what a terminal has sent already
+                os._exit(128 + number)  # files are replaced whole, so this harms none
+            self.insisted, self.when = True, time.monotonic()
+            line += "; once more ends at once"
+        self.received = self.received or number
+        tell(f"\n{name}: {line}")

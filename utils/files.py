@@ -1,12 +1,11 @@
-"""Files: written whole or not at all, and pictures of others read with care."""
+"""Files: written whole or not at all, and names checked before the work that is to fill them."""
 
+import contextlib
+import errno
 import os
+import secrets
+import stat
 from pathlib import Path
-
-import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
 
 from config import UserError
 
@@ -14,94 +13,132 @@ from config import UserError
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace `path` by `data` in one step: a reader, or a crash, finds the old file or the new.
 
-    Raises UserError when the disk is full or the folder cannot be written.
+    Of a link, the file it leads to is replaced. A device or a pipe is written to, and stays.
+    Raises UserError when the disk is full, the folder cannot be written, or the file is read-only.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # another may write it too
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
+        if _is_stream(path):
+            with open(path, "ab") as stream:
+                stream.write(data)
+            return
+        target = Path(os.path.realpath(path))
+        mode = _mode(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _replace(target, data, mode)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+
+
+def _replace(target: Path, data: bytes, mode: int | None) -> None:
+    # a name of its own, since others may write the same file; short, since that of the file may be
+    # as long as names can get
+    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)  # the renaming itself must survive a power cut
-        os.close(folder)
+            _sync(file.fileno())
+        if mode is not None:
+            with contextlib.suppress(OSError):  # file systems without permissions
+                temporary.chmod(mode)
+        os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    _sync_folder(target.parent)
+
+
+def _sync(number: int) -> None:
+    """fsync, where the file system knows what that is."""
+    try:
+        os.fsync(number)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """The renaming itself should survive a power cut, where folders can be opened and synced.
+
+    They cannot on Windows, CIFS and some FUSE mounts; the file is in its place all the same.
+    """
+    with contextlib.suppress(OSError):
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
+def _is_stream(path: Path) -> bool:
+    """True for what must be written to and never replaced: devices, pipes, open files by number."""
+    try:
+        kind = os.stat(path).st_mode
+    except OSError:
+        return False
+    by_number = os.path.abspath(path).startswith(("/dev/std", "/dev/fd/", "/proc/"))
+    return by_number or not (stat.S_ISREG(kind) or stat.S_ISDIR(kind))
+
+
+def _mode(target: Path) -> int | None:
+    """The permissions of a file that is to be replaced, None where there is no file.
+
+    Raises OSError when it is a folder or read-only: renaming would not mind, nor would root.
+    """
+    try:
+        mode = os.stat(target).st_mode
+    except FileNotFoundError:
+        return None
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(None, "it is a folder")
+    if not mode & 0o222 or not os.access(target, os.W_OK):
+        raise PermissionError(None, "it is read-only")
+    return stat.S_IMODE(mode)
 
 
 def writable_folder(path: Path) -> Path:
     """Create a folder and make sure that files can be written there. Raises UserError if not."""
-    probe = Path(path) / f".probe{os.getpid()}"
+    probe = Path(path) / f".{secrets.token_hex(8)}.tmp"
     try:
         probe.parent.mkdir(parents=True, exist_ok=True)
-        probe.touch()
+        probe.touch(exist_ok=False)
         probe.unlink()
     except OSError as error:
-        raise UserError(f"output folder {path}: cannot be written: {error.strerror}") from None
+        reason = error.strerror or error
+        raise UserError(f"output folder {path}: cannot be written: {reason}") from None
     return Path(path)
 
 
-ENDINGS = (".png", ".jpg", ".jpeg")
+def check_filled(value: str | None, flag: str) -> None:
+    """A flag may be left out, not left empty. Raises UserError."""
+    if value is not None and not value.strip():
+        raise UserError(f'{flag} "": must not be empty')
 
 
-def is_image(path: Path) -> bool:
-    """True for the name of a picture that is not hidden."""
-    return path.suffix.lower() in ENDINGS and not path.name.startswith(".")
+def check_ending(path: str, flag: str, allowed: tuple[str, ...]) -> None:
+    """The name must say what is written, as `s.jpg` does not of a PNG. Raises UserError.
 
-
-def load_images(path: Path, flag: str, at_least: int = 2) -> Tensor:
-    """uint8 (N, C, H, W), N >= at_least, of equally sized pictures in a folder, or of one file.
-
-    C is 1 (grey) or 3 (RGB). Pictures are PNG or JPEG; a file may also be a .npy, or a .npz that
-    holds the array `images` (or one array of any name). Raises UserError, naming `flag`.
+    allowed: endings like ".png", in small letters. A device or a pipe may have any name.
     """
-    try:
-        if path.is_dir():
-            images = _read_pictures(sorted(filter(is_image, path.rglob("*"))), path, flag)
-        elif is_image(path) and path.is_file():
-            images = _read_pictures([path], path, flag)
-        else:
-            images = _read_array(path, flag)
-    except (OSError, ValueError, EOFError, SyntaxError, KeyError) as error:
-        raise UserError(f"{flag} {path}: cannot be read: {error}") from None
-    if images.ndim == 3:
-        images = images[:, None]
-    fits = images.dtype == np.uint8 and images.ndim == 4 and images.shape[1] in (1, 3)
-    if not fits or len(images) < at_least:
-        raise UserError(
-            f"{flag} {path}: holds {images.dtype} {images.shape},"
-            f" must be uint8 (N, C, H, W) with C 1 or 3 and N >= {at_least}"
-        )
-    return torch.from_numpy(np.ascontiguousarray(images))
+    if Path(path).suffix.lower() not in allowed and not _is_stream(Path(path)):
+        raise UserError(f"{flag} {path}: must end in {' or '.join(allowed)}")
 
 
-def _read_array(path: Path, flag: str) -> np.ndarray:
-    if not path.is_file():
-        raise UserError(f"{flag} {path}: no such file or folder")
-    loaded = np.load(path, allow_pickle=False)
-    if isinstance(loaded, np.ndarray):
-        return loaded
-    return loaded["images" if "images" in loaded or not loaded.files else loaded.files[0]]
+def check_output(path: str, flag: str, allowed: tuple[str, ...]) -> Path:
+    """Make sure, before hours of work, that its result can be written to `path`.
 
-
-def _read_pictures(files: list[Path], path: Path, flag: str) -> np.ndarray:
-    if not files:
-        raise UserError(f"{flag} {path}: a folder without PNG or JPEG files")
-    arrays = []
-    for file in files:
-        with Image.open(file) as image:
-            if image.mode not in ("L", "RGB"):
-                raise UserError(
-                    f"{flag} {path}: {file.name} is {image.mode}, must be 8-bit grey or RGB"
-                )
-            array = np.asarray(image)
-        arrays.append(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
-        if arrays[-1].shape != arrays[0].shape:
-            raise UserError(
-                f"{flag} {path}: {file.name} is not of the size and colour of {files[0].name}"
-            )
-    return np.stack(arrays)
+    Creates its folder. Raises UserError where the name is empty or has another ending than those
+    `allowed`, or where the file cannot be written.
+    """
+    check_filled(path, flag)
+    check_ending(path, flag, allowed)
+    if not _is_stream(Path(path)):
+        try:
+            target = Path(os.path.realpath(path))
+            _mode(target)
+        except OSError as error:
+            raise UserError(f"{flag} {path}: cannot be written: {error.strerror}") from None
+        writable_folder(target.parent)
+    return Path(path)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from config import UserError
-from utils.files import is_image, load_images
+from utils.images import holds_images, read_images, tell
 
 HELD_OUT = 0.1  # share of the images that is the test set, where no folder is
 HOLD_OUT_SEED = 0
@@ -44,29 +44,36 @@ def load_image_folder(
 
 
 def _read(folder: Path, flag: str) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-    """All images of a folder, by class."""
+    """All images of a folder, by class. Grey ones become RGB where others are in colour."""
     if not folder.is_dir():
         raise UserError(f"{flag} {folder}: no such folder")
-    inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    classes = [path for path in inside if path.is_dir() and any(map(is_image, path.rglob("*")))]
+    classes = [path for path in sorted(folder.iterdir()) if path.is_dir() and holds_images(path)]
     if not classes:
-        images = load_images(folder, flag)
+        images = _load(folder, flag)
         return images, torch.zeros(len(images), dtype=torch.long), ()
-    if any(map(is_image, inside)):
+    if holds_images(folder, below=False):
         raise UserError(
             f"{flag} {folder}: holds images beside the subfolders {classes[0].name}, ...: move them"
             " into a subfolder, one for each class"
         )
-    sets = [load_images(path, flag, at_least=1) for path in classes]
+    sets = [_load(path, flag) for path in classes]
     for path, images in zip(classes, sets, strict=True):
-        if images.shape[1:] != sets[0].shape[1:]:
+        if images.shape[2:] != sets[0].shape[2:]:
             raise UserError(
                 f"{flag} {folder}: {path.name} holds {_size(images)},"
                 f" {classes[0].name} holds {_size(sets[0])}"
             )
+    channels = max(images.shape[1] for images in sets)
     counts = torch.tensor([len(images) for images in sets])
     labels = torch.arange(len(sets)).repeat_interleave(counts)
-    return torch.cat(sets), labels, tuple(path.name for path in classes)
+    together = torch.cat([images.expand(-1, channels, -1, -1) for images in sets])
+    return together, labels, tuple(path.name for path in classes)
+
+
+def _load(folder: Path, flag: str) -> Tensor:
+    found = read_images(folder, flag, at_least=1)
+    tell(found.notes)
+    return found.images
 
 
 def _size(images: Tensor) -> str:
