@@ -1,20 +1,37 @@
-"""Feature vectors -> numbers. Pure functions in float64."""
+"""Feature vectors -> numbers, each with its spread. Pure functions in float64.
+
+A spread is the standard deviation of the number over fresh draws of as many samples; the reference
+stays as it is. Write the variance as V1 + V2 + ..., where Vr comes from what r samples do together
+(Hoeffding 1948; Efron & Stein 1981). For samples as good as real ones the first order vanishes in
+`fid` and `kid`: the second is what there is. Whatever removes or repeats single samples then says
+too much, on average V1 + 2 V2 (jackknife) or V1 + 3 V2 (bootstrap), so V2 is estimated by itself.
+"""
 
 from collections.abc import Callable
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 NEAREST_K = 5  # Naeem et al. 2020
-CHUNK_ELEMENTS = 10_000_000
+CHUNK_ELEMENTS = 3_000_000
+PAIRS = 20_000  # of samples, from which the second order of `fid` is estimated
+HALVINGS = 100  # of the samples, from which the spread of recall is estimated
+BALLS = 32  # around a vector, that are looked at when samples are left out
 
-Score = tuple[float, float]  # a value and its standard error
+Score = tuple[float, float]  # a value and its standard deviation over fresh samples
 
 
 def mean_and_covariance(features: Tensor) -> tuple[Tensor, Tensor]:
     """Of features (N, D), N >= 2: mean (D,) and unbiased covariance (D, D), float64."""
     features = features.double()
     return features.mean(dim=0), torch.cov(features.T).reshape(features.shape[1], -1)
+
+
+def symmetric_root(cov: Tensor) -> Tensor:
+    """The square root of a covariance (D, D), which may be singular."""
+    values, vectors = torch.linalg.eigh(cov)
+    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
 def frechet_distance(mu1: Tensor, cov1: Tensor, mu2: Tensor, cov2: Tensor) -> float:
@@ -24,75 +41,134 @@ def frechet_distance(mu1: Tensor, cov1: Tensor, mu2: Tensor, cov2: Tensor) -> fl
     symmetric C1^(1/2) C2 C1^(1/2), which has the same eigenvalues: those are real and at least 0,
     so that singular covariances (fewer images than features) need no special care.
     """
-    values, vectors = torch.linalg.eigh(cov1)
-    root1 = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    root1 = symmetric_root(cov1)
     eigenvalues = torch.linalg.eigvalsh(root1 @ cov2 @ root1)
     trace_root = eigenvalues.clamp(min=0).sqrt().sum()
     distance = (mu1 - mu2).square().sum() + cov1.trace() + cov2.trace() - 2 * trace_root
     return distance.item()
 
 
-def fid(features: Tensor, reference: Tensor) -> float:
+class Reference:
+    """Vectors (M, D) that several sets are held against, with what all of those comparisons need.
+
+    Every metric here takes a plain tensor in its place: then all is computed for that one set.
+    """
+
+    def __init__(self, features: Tensor):
+        self.features = features.double()
+        self._radii: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @classmethod
+    def of(cls, vectors: "Tensor | Reference") -> "Reference":
+        return vectors if isinstance(vectors, Reference) else cls(vectors)
+
+    @cached_property
+    def gaussian(self) -> tuple[Tensor, Tensor]:
+        return mean_and_covariance(self.features)
+
+    @cached_property
+    def root(self) -> Tensor:
+        return symmetric_root(self.gaussian[1])
+
+    @cached_property
+    def kernel_mean(self) -> Tensor:
+        """E k(y, y') over pairs."""
+        return _kernel_sums(self.features, self.features)[0].mean() / (len(self.features) - 1)
+
+    def radii(self, k: int) -> Tensor:
+        """Squared distance of each to its k-th nearest other, (M,)."""
+        if k not in self._radii:
+            self._radii[k] = _neighbours(self.features, k)[1][:, -1]
+        return self._radii[k]
+
+
+def fid(features: Tensor, reference: Tensor | Reference) -> float:
     """Frechet distance of two sets of feature vectors, (N, D) and (M, D); N, M >= 2."""
-    return frechet_distance(*mean_and_covariance(features), *mean_and_covariance(reference))
+    return frechet_distance(*mean_and_covariance(features), *Reference.of(reference).gaussian)
 
 
-def fid_spread(features: Tensor, reference: Tensor, resamples: int = 20, seed: int = 0) -> float:
-    """Standard deviation of `fid` over bootstrap resamples (Efron 1979) of `features`.
+def fid_spread(features: Tensor, reference: Tensor | Reference, seed: int = 0) -> float:
+    """Standard deviation of `fid` over fresh draws of the features (N, D), by its second order.
 
-    The reference stays as it is. Only the spread of the resampled values means something: their
-    mean is too high, because a resample repeats some vectors.
+    With C2^(1/2) C C2^(1/2) = A S^2 A', w = S^-1 A' C2^(1/2) (x - mu) is x - mu made white, and
+    fid moves with the mean of l(x) over the samples and with that of h(x, y) over their pairs:
+
+        l(x) = 2 (x - mu).(mu - mu2) + |x - mu|^2 - w'Sw
+        h(x, y) = u.s + u'Ku, centred, where u = w(x) w(y) by element, s the diagonal of S
+        and K_ab = s_a s_b / (2 (s_a + s_b)), the divided differences of the square root
+
+    (Daleckii & Krein 1965; where C = C2, u'Ku is the Bures metric.) Var l / N is the jackknife's
+    V1 + 2 V2 (Efron & Stein 1981), and V2 = 2 E h^2 / N^2, from random pairs.
     """
-    generator = torch.Generator().manual_seed(seed)
-    x, count = features.double(), len(features)
-    mu2, cov2 = mean_and_covariance(reference)
-    values = []
-    for _ in range(resamples):
-        drawn = torch.randint(count, (count,), generator=generator)
-        weights = torch.bincount(drawn, minlength=count)
-        cov = torch.cov(x.T, fweights=weights).reshape(cov2.shape)
-        values.append(frechet_distance(mu2, cov2, weights.double() @ x / count, cov))
-    return torch.tensor(values).std().item()
+    count, reference = len(features), Reference.of(reference)
+    (mu, cov), (mu2, _), root2 = mean_and_covariance(features), reference.gaussian, reference.root
+    squares, axes = torch.linalg.eigh(root2 @ cov @ root2)
+    s = squares.clamp(min=0).sqrt()
+    seen = s > 1e-6 * s.max()  # the rest is rounding: fewer samples than features
+    s, axes = s[seen], axes[:, seen]
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    centred = features.double()[order] - mu
+    white = centred @ (root2 @ axes) / s
+    linear = 2 * centred @ (mu - mu2) + centred.square().sum(dim=1) - white.square() @ s
+    curvature = s[:, None] * s / (2 * (s[:, None] + s))
+    own = white.square() @ s / 4
+    shifts = range(1, 1 + max(1, min(PAIRS // count, (count - 1) // 2)))
+    total = 0.0
+    for shift in shifts:
+        u = white * white.roll(shift, 0)
+        h = u @ s + (u @ curvature * u).sum(dim=1) - own - own.roll(shift) + s.sum() / 4
+        total += h.square().mean().item()
+    return _second_order(linear.var().item() / count, 2 * total / len(shifts) / count**2)
 
 
-def kid(features: Tensor, reference: Tensor, seed: int = 0) -> Score:
-    """Kernel Inception distance, unbiased at any n (Binkowski et al. 2018): mean, standard error.
+def _second_order(jackknife: float, second: float) -> float:
+    """Standard deviation from V1 + 2 V2 and V2: a V1 that comes out negative is none."""
+    return (second + max(jackknife - 2 * second, 0)) ** 0.5
 
-    The mean of `polynomial_mmd2` over disjoint random blocks of 1,000 vectors, the usual size, or
-    of a tenth of the smaller set, so that there are ten blocks to take a standard error from.
+
+def kid(features: Tensor, reference: Tensor | Reference) -> Score:
+    """Kernel Inception distance: unbiased squared maximum mean discrepancy over all pairs.
+
+    Of features (N, D) and a reference (M, D), with the kernel k(x, y) = (x.y / D + 1)^3 (Gretton et
+    al. 2012, eq. 3; Binkowski et al. 2018, section 4); N, M >= 2. It may come out below 0.
+    The spread is by the orders of a U-statistic: V1 = 4 Var(E k(x, x') - E k(x, y)) / N, and
+    V2 = 2 E k~(x, x')^2 / (N (N - 1)) with k~ centred in both (Serfling 1980, section 5.2).
     """
-    generator = torch.Generator().manual_seed(seed)
-    count = min(len(features), len(reference))
-    size = max(2, min(1000, count // 10))
-    blocks = [
-        torch.randperm(len(x), generator=generator)[: count // size * size].split(size)
-        for x in (features, reference)
-    ]
-    values = [polynomial_mmd2(features[i], reference[j]) for i, j in zip(*blocks, strict=True)]
-    return mean_and_error(torch.tensor(values, dtype=torch.float64))
+    x, reference = features.double(), Reference.of(reference)
+    count = len(x)
+    within, squares = _kernel_sums(x, x)
+    within = within / (count - 1)
+    between = _kernel_sums(x, reference.features, same=False)[0] / len(reference)
+    value = within.mean() + reference.kernel_mean - 2 * between.mean()
+    jackknife = 4 * (within - between).var() / count
+    centred = squares / (count - 1) - 2 * within.square().mean() + within.mean() ** 2
+    second = 2 * centred.clamp(min=0) / (count * (count - 1))
+    return value.item(), _second_order(jackknife.item(), second.item())
 
 
-def polynomial_mmd2(x: Tensor, y: Tensor) -> float:
-    """Unbiased squared maximum mean discrepancy of x (N, D) and y (M, D), float64.
+def _kernel_sums(x: Tensor, y: Tensor, same: bool = True) -> tuple[Tensor, Tensor]:
+    """Sums over y of k(x, y), for each of x (N,), and the mean over x of those of its square.
 
-    With the kernel (x.y / D + 1)^3 (Gretton et al. 2012, eq. 3; Binkowski et al. 2018, section 4).
+    Where x and y are the same vectors, without those of a vector with itself.
     """
-    x, y = x.double(), y.double()
-
-    def kernel(a: Tensor, b: Tensor) -> Tensor:
-        return (a @ b.T / a.shape[1] + 1) ** 3
-
-    def mean_off_diagonal(k: Tensor) -> Tensor:
-        return (k.sum() - k.trace()) / (len(k) * (len(k) - 1))
-
-    within = mean_off_diagonal(kernel(x, x)) + mean_off_diagonal(kernel(y, y))
-    return (within - 2 * kernel(x, y).mean()).item()
+    sums, squares = [], 0.0
+    for rows in _chunks(x, len(y)):
+        base = (x[rows] @ y.T).div_(x.shape[1]).add_(1)
+        kernel = base.square().mul_(base)
+        if same:
+            kernel[torch.arange(len(rows)), rows] = 0
+        sums.append(kernel.sum(dim=1))
+        squares += kernel.square_().sum()
+    return torch.cat(sums), squares / len(x)
 
 
 def precision_recall_density_coverage(
-    features: Tensor, reference: Tensor, k: int = NEAREST_K
+    features: Tensor, reference: Tensor | Reference, k: int = NEAREST_K
 ) -> dict[str, Score]:
-    """How much of one set lies among the other: each a mean and its standard error.
+    """How much of one set lies among the other: each a value and its spread.
 
     A ball around each vector reaches to its k-th nearest neighbour in its own set.
     precision: share of `features` inside some ball of the reference (Kynkaanniemi et al. 2019).
@@ -101,26 +177,82 @@ def precision_recall_density_coverage(
                reference count less. Not limited to 1 (Naeem et al. 2020, eq. 2).
     coverage:  share of the reference with one of `features` in its ball (Naeem et al. 2020, eq. 3).
 
-    Raises ValueError when a set has no k-th neighbour, k + 1 vectors being needed.
+    Raises ValueError when a set has no k-th neighbour, k + 1 vectors being needed. The spread of
+    recall wants 2 (k + 1).
     """
     if min(len(features), len(reference)) <= k:
         raise ValueError(f"needs more than k = {k} vectors")
-    fake, real = features.double(), reference.double()
-    fake_radii, real_radii = _squared_radii(fake, k), _squared_radii(real, k)
+    fake, reference = features.double(), Reference.of(reference)
+    real, real_radii = reference.features, reference.radii(k)
+    neighbours, reach = _neighbours(fake, 5 * k)
+    fake_radii = reach[:, k - 1]
     balls = torch.zeros(len(fake), dtype=torch.float64)
-    recalled, covered = [], []
+    inside, around = [], []
     for rows in _chunks(real, len(fake)):
-        distances = squared_distances(real[rows], fake)
-        inside = distances < real_radii[rows, None]
-        balls += inside.sum(dim=0)
-        covered.append(inside.any(dim=1))
-        recalled.append((distances < fake_radii).any(dim=1))
+        distances, radii = squared_distances(real[rows], fake), real_radii[rows, None]
+        balls += (distances < radii).sum(dim=0)
+        gaps, indices = distances.topk(min(3, len(fake)), dim=1, largest=False)
+        inside.append(((gaps < radii).sum(dim=1), indices[:, :2]))
+        relative = distances / fake_radii.clamp(min=1e-300)
+        indices = relative.topk(min(BALLS, len(fake)), dim=1, largest=False).indices
+        around.append((distances.gather(1, indices), indices))
+    samples_inside, samples = (torch.cat(parts) for parts in zip(*inside, strict=True))
+    distances, owners = (torch.cat(parts) for parts in zip(*around, strict=True))
+    recalled = (distances < fake_radii[owners]).any(dim=1)
+    covered = (samples_inside > 0).double().mean().item()
     return {
         "precision": mean_and_error((balls > 0).double()),
-        "recall": mean_and_error(torch.cat(recalled).double()),
+        "recall": (
+            recalled.double().mean().item(),
+            _recall_spread(distances, owners, neighbours, reach, k),
+        ),
         "density": mean_and_error(balls / k),
-        "coverage": mean_and_error(torch.cat(covered).double()),
+        "coverage": (covered, _coverage_spread(samples_inside, samples, len(fake))),
     }
+
+
+def _coverage_spread(inside: Tensor, samples: Tensor, count: int) -> float:
+    """Spread of coverage, from who alone keeps a ball covered, and which two.
+
+    inside (M,): how many of the `count` samples are in each ball, where 3 stands for more; samples
+    (M, 2): which, as far as they are. What m samples cover together and no fewer, squared and
+    summed, has the mean Nm = sum of (r choose m) Vr over r, so that V1 + V2 + ... is
+    N1 - N2 + N3 - ...: the jackknife and its corrections (Efron & Stein 1981). This is its Pade
+    approximant N1 / (1 + N2 / N1). For a ball that holds L samples on average, that is
+    L / (1 + L / 2) in place of the exact 1 - exp(-L).
+    """
+    alone = torch.bincount(samples[inside == 1, 0], minlength=count).double()
+    first = (alone - alone.mean()).square().sum().item()
+    pairs = samples[inside == 2].sort(dim=1).values
+    second = pairs.unique(dim=0, return_counts=True)[1].double().square().sum().item()
+    return first / (first + second) ** 0.5 / len(inside) if first else 0.0
+
+
+def _recall_spread(
+    distances: Tensor, owners: Tensor, neighbours: Tensor, reach: Tensor, k: int, seed: int = 0
+) -> float:
+    """Spread of recall, from how far apart the recalls of random halves of the samples are.
+
+    Half the mean square difference of two halves is the variance at half the samples (half-samples:
+    McCarthy 1969; leaving out many also holds where a score is not smooth: Shao & Wu 1989). Of
+    that, what reference vectors have in common, as they lie in the same balls, halves with twice
+    the samples. What each adds by itself, as a share of vectors that are in or out, stays.
+    A half's ball reaches to the k-th neighbour within the half.
+
+    distances, owners (M, B): from each reference vector to the samples in whose balls it may lie.
+    neighbours, reach (N, K): of each sample, its nearest others and their distances.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    count, total = len(neighbours), torch.zeros((), dtype=torch.float64)
+    for _ in range(HALVINGS):
+        half = torch.randperm(count, generator=generator) < count // 2
+        before = (half[neighbours] == half[:, None]).cumsum(dim=1) < k
+        last = before.sum(dim=1, keepdim=True).clamp(max=neighbours.shape[1] - 1)
+        inside = distances < reach.gather(1, last)[:, 0][owners]
+        first, second = (inside & half[owners]).any(dim=1), (inside & ~half[owners]).any(dim=1)
+        differences = first.double() - second.double()
+        total += differences.mean().square() + differences.square().mean() / len(differences)
+    return (total / HALVINGS).sqrt().item() / 2
 
 
 def nearest(queries: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,14 +290,23 @@ def squared_distances(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _chunks(x: Tensor, columns: int) -> tuple[Tensor, ...]:
-    """Row numbers of x in chunks whose (rows, columns) float64 matrix stays below 80 MB."""
+    """Row numbers of x in chunks whose (rows, columns) float64 matrix stays below 24 MB."""
     return torch.arange(len(x)).split(max(1, CHUNK_ELEMENTS // columns))
 
 
-def _squared_radii(x: Tensor, k: int) -> Tensor:
-    """Squared distance of each of x (N, D) to its k-th nearest neighbour, itself not counted."""
-    parts = [squared_distances(x[r], x).kthvalue(k + 1, dim=1).values for r in _chunks(x, len(x))]
-    return torch.cat(parts)
+def _neighbours(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Of each of x (N, D), its `count` nearest others (N, K): indices and squared distances.
+
+    K is N - 1 where that is less.
+    """
+    parts = []
+    for rows in _chunks(x, len(x)):
+        distances = squared_distances(x[rows], x)
+        distances[torch.arange(len(rows)), rows] = -1  # itself comes first, even among copies
+        found = distances.topk(min(count + 1, len(x)), dim=1, largest=False)
+        parts.append((found.indices[:, 1:], found.values[:, 1:]))
+    indices, distances = (torch.cat(part) for part in zip(*parts, strict=True))
+    return indices, distances
 
 
 # Each function takes features (N, D) and (M, D) and returns a Score for each of its names.
@@ -177,8 +318,8 @@ METRIC_FUNCTIONS: dict[tuple[str, ...], Callable[[Tensor, Tensor], dict[str, Sco
 METRICS = tuple(name for names in METRIC_FUNCTIONS for name in names)
 
 
-def all_scores(features: Tensor, reference: Tensor) -> dict[str, Score]:
-    """Every one of METRICS with its standard error, of features (N, D) against (M, D)."""
+def all_scores(features: Tensor, reference: Tensor | Reference) -> dict[str, Score]:
+    """Every one of METRICS with its spread, of features (N, D) against (M, D)."""
     found: dict[str, Score] = {}
     for function in METRIC_FUNCTIONS.values():
         found |= function(features, reference)

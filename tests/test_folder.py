@@ -160,7 +160,7 @@ def test_jpegs_are_read_too(own_folder):
     "make, words",
     [
         (lambda: None, ("--data_dir images", "no such folder")),
-        (lambda: Path("images").mkdir(), ("--data_dir images", "without PNG or JPEG")),
+        (lambda: Path("images").mkdir(), ("--data_dir images", "without pictures")),
         (lambda: make_folder([], count=3, height=18, width=16), ("18 x 16", "multiples of 4")),
         (lambda: make_folder([], count=3, height=68, width=16), ("68 x 16", "at most 64")),
         (
