@@ -183,3 +183,16 @@ def test_the_trainer_records_whole_steps(cli, monkeypatch, compiled):
     monkeypatch.setattr(DenoisingTrainer, "loss", lambda *given: calls.append(1) or loss(*given))
     state, _ = train(cli, "recorded", "--epochs", 10, "--device", "cuda", *compiled)
     assert len(calls) <= 4 and (state["step"], state["taken"]) == (40, 40)
+
+
+def test_the_speeds_of_a_gpu(cli, tiny_checkpoint):
+    flags = ["--batch_sizes", 20, "--times", 3, "--settings", "--width 8 --timesteps 20"]
+    drawn = ["--checkpoint", tiny_checkpoint(), "--num_samples", 100, "--batch_size", 20]
+    status, stdout, stderr = cli("benchmarks", "gpu", *flags, *drawn)
+    rows = [line.strip("| ").split(" | ")[0] for line in stdout.splitlines() if line[:2] == "| "]
+    assert status == 0 and rows[2:4] == ["batch 20", "batch 20, --compile"], stderr
+    assert rows[-1] == "15 calls"
+    compiled = ["--settings", "--width 8 --batch_size 20 --compile"]
+    for settings in ([], compiled):
+        status, stdout, stderr = cli("benchmarks", "train", "--profile", *settings)
+        assert status == 0 and "| muon |" in stdout and "| the whole step |" in stdout, stderr

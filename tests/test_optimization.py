@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from benchmarks.parts import cost_of_parts
 from config import TrainConfig, UserError
 from tests.conftest import DIGITS, same
 from training.denoising import DenoisingTrainer
@@ -189,3 +190,16 @@ def test_the_trainer_draws_anew_where_a_state_is_of_another_device():
     assert two.generator is before
     fresh = random.generator(random.Stream.NOISE, CFG.seed, 5)
     assert torch.equal(before.get_state(), fresh.get_state())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_operations_of_a_step_s_parts(kind, monkeypatch):
+    """Backward has two products for one of forward, but for the first layer; Muon, its own."""
+    monkeypatch.setattr("training.denoising.Optimization", kind)
+    trainers = [DenoisingTrainer(CFG, DIGITS, CPU) for _ in range(2)]
+    batch = inputs(0, Spoilt(trainers[0]))[:2]
+    costs = cost_of_parts(*trainers, *batch, times=1)
+    assert list(costs) == ["forward", "backward", "clip", "adamw", "muon", "ema"]
+    operations = {name: cost.operations for name, cost in costs.items()}
+    assert 1.7 < operations["backward"] / operations["forward"] <= 2
+    assert operations["muon"] > 0 and not any(operations[name] for name in ("clip", "adamw", "ema"))

@@ -58,7 +58,7 @@ class GraphedOptimization(Optimization):
         norm = self.differentiate(value)
         bad = 1 - norm.isfinite().float()
         taken = self._count(bad)
-        updates = [partial(self._update, optimizer, bad) for optimizer in self.optimizers]
+        updates = [partial(self.update, optimizer, bad) for optimizer in self.optimizers]
         in_parallel(updates, self.device)
         self.ema.update_unless(bad, self.net, taken)
         return value.detach(), norm
@@ -77,7 +77,7 @@ class GraphedOptimization(Optimization):
         most.copy_(torch.maximum(most, in_a_row))
         return taken
 
-    def _update(self, optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
+    def update(self, optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
         """A step of an optimizer which heeds `found_inf`, by the learning rate on the device."""
         group = optimizer.param_groups[0]
         recorded = self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
