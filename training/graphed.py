@@ -39,7 +39,7 @@ class GraphedOptimization(Optimization):
         self.generators = generators
         self.device = next(net.parameters()).device
         self.lr = torch.zeros((), device=self.device)
-        # steps taken, steps skipped, how many of them in a row now, and at most since the last look
+        # steps taken, steps skipped, how many of them in a row now, and at most
         self.counts = torch.zeros(4, dtype=torch.float64, device=self.device)
         self.graphs: dict[Loss, Graphed] = {}
 
@@ -92,7 +92,6 @@ class GraphedOptimization(Optimization):
     def check(self) -> None:
         """Wait for the device and read its counts. Raises UserError after three bad steps."""
         self._read_counts()
-        self.counts[3] = 0
         super().check()
 
     def _read_counts(self) -> None:
