@@ -5,6 +5,7 @@
     python -m benchmarks features  images/s of the feature networks, and FID by another program
     python -m benchmarks train     FID against minutes of training (--profile: where a step goes)
     python -m benchmarks speedrun  minutes of training until a given FID
+    python -m benchmarks gpu       images/s of training and sampling on a GPU, by CUDA graphs
     python -m benchmarks sample    images/s of the shipped networks, and of ancestral sampling
     python -m benchmarks compare   the shipped networks beside real images and other programs'
     python -m benchmarks samplers  FID against network calls, for each sampler
@@ -17,6 +18,7 @@ generate.py's own; scoring is not on the clock.
 import sys
 
 from benchmarks.comparison import CompareConfig, compare
+from benchmarks.gpu import GPUConfig, gpu
 from benchmarks.ruler import FeaturesConfig, SpacesConfig, faults, features, floors
 from benchmarks.sampling import (
     GuidanceConfig,
@@ -36,6 +38,7 @@ BENCHMARKS = {
     "features": (FeaturesConfig, features),
     "train": (QualityConfig, train_benchmark),
     "speedrun": (QualityConfig, speedrun),
+    "gpu": (GPUConfig, gpu),
     "sample": (SpeedConfig, sample),
     "compare": (CompareConfig, compare),
     "samplers": (SamplersConfig, samplers),

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import (
     FOLDER,
@@ -21,6 +20,7 @@ from benchmarks.common import (
     write_table,
 )
 from benchmarks.figures import plot_learning_curves
+from benchmarks.parts import Cost, cost_of_parts, gemm_rate
 from config import DATA_DIR, DEVICES, MODELS, SamplingConfig, TrainConfig, UserError, parse, setting
 from scoring.features import load_features
 from scoring.yardstick import content_hash
@@ -164,34 +164,39 @@ def speedrun(cfg: QualityConfig) -> None:
     print(f"# {cfg.model_type} to FID {cfg.fid:g} ({measure}): {claim}")
 
 
-def gemm_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of the best matrix product this machine does, in `dtype`."""
-    rates = []
-    for n in (512, 1024, 2048, 4096):
-        a, b = torch.randn(2, n, n, device=device).to(dtype)
-        rates.append(2 * n**3 / seconds_each(lambda a=a, b=b: a @ b, device))
-    return max(rates)
-
-
 def profile(cfg: QualityConfig) -> None:
-    """What one training step spends its time on, and its share of the machine's GEMM rate."""
+    """What a training step spends its time on, and its share of the machine's GEMM rate."""
     training = cfg.training(0)
     device = pick_device(cfg.device, training.precision)
-    images = torch.randint(256, (training.batch_size, 1, 28, 28), dtype=torch.uint8)
-    labels = torch.zeros(len(images), dtype=torch.long, device=device)
-    trainer = DenoisingTrainer(training, describe("mnist", images), device)
-    step = partial(trainer.train_step, to_model_range(images).to(device), labels, progress=0.0)
+    batch, precision = training.batch_size, arithmetic(device, training.precision)
+    images = torch.randint(256, (batch, 1, 28, 28), dtype=torch.uint8)
+    data = describe("mnist", images)
+    trainer = DenoisingTrainer(training, data, device)
+    eager = DenoisingTrainer(dataclasses.replace(training, compile=False), data, device)
+    x0 = to_model_range(images).to(device)
+    y = torch.zeros(batch, dtype=torch.long, device=device)
+    step = partial(trainer.train_step, x0, y, progress=0.0)
     seconds = seconds_each(step, device, times=30)
-    with FlopCounterMode(display=False) as counter:
-        step()
-    precision = arithmetic(device, training.precision)
     with torch.profiler.profile() as profiler:
         for _ in range(5):
             step()
-    print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=15))
-    rate, best = counter.get_total_flops() / seconds, gemm_rate(device, DTYPES[precision])
+    kind = "cuda" if device.type == "cuda" else "cpu"
+    print(profiler.key_averages().table(sort_by=f"self_{kind}_time_total", row_limit=15))
+    parts = cost_of_parts(trainer, eager, x0, y, times=10)
+    whole = Cost(seconds, sum(part.operations for part in parts.values()))
+    best = gemm_rate(device, DTYPES[precision])
+    rows = [
+        [
+            name,
+            f"{cost.seconds * 1e3:.3g}",
+            f"{cost.operations / cost.seconds / 1e9:,.0f}",
+            f"{cost.operations / cost.seconds / best:.1%}",
+        ]
+        for name, cost in {**parts, "the whole step": whole}.items()
+    ]
+    header = [f"{cfg.model_type}, batch {batch}", "ms", "GFLOP/s", "of the best product's"]
+    write_table("profile", header, rows)
     print(
-        f"{cfg.model_type}, batch {training.batch_size}: {seconds * 1e3:.0f} ms a step,"
-        f" {training.batch_size / seconds:.0f} images/s, {rate / 1e9:.0f} GFLOP/s:"
-        f" {rate / best:.0%} of the best {precision} matrix product's {best / 1e9:.0f}"
+        f"{batch / seconds:.0f} images/s: {whole.operations / seconds / best:.0%} of the best"
+        f" {precision} matrix product's {best / 1e9:.0f} GFLOP/s"
     )

@@ -90,7 +90,12 @@ class Diffusion:
         """
         t = self.draw_t(len(x0), generator)[part]
         eps = torch.randn(x0.shape, generator=generator, device=x0.device)[part]
-        x0, y = x0[part], None if y is None else y[part]
+        return self.loss_at(net, x0[part], None if y is None else y[part], t, eps)
+
+    def loss_at(
+        self, net: nn.Module, x0: Tensor, y: Tensor | None, t: Tensor, eps: Tensor
+    ) -> Tensor:
+        """The loss at timesteps t (B,) and noise eps, shaped like x0: nothing is drawn here."""
         a = self.sqrt_alpha_bar[t].view(-1, 1, 1, 1)
         s = self.sqrt_one_minus_alpha_bar[t].view(-1, 1, 1, 1)
         x_t = a * x0 + s * eps
@@ -142,7 +147,7 @@ class Denoiser:
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         a = float((1 + sigma**2) ** -0.5)
         s = float(sigma) * a
-        t = self.diffusion.schedule.t_at(sigma).to(x).expand(x.shape[0])
+        t = x.new_full(x.shape[:1], float(self.diffusion.schedule.t_at(sigma)))
         self.scale = self.guidance(sigma) if callable(self.guidance) else self.guidance
 
         def predict(x_t: Tensor, t: Tensor, y: Tensor | None) -> Tensor:

@@ -17,6 +17,7 @@ from sampling.samplers import INPAINTERS, SAMPLERS, Sampler, encode
 from utils import distributed
 from utils.data_loader import to_model_range, to_uint8
 from utils.device import autocast, sampling_batch
+from utils.graphs import Graphed
 from utils.random import ImageNoise, draw_labels
 
 OF_SAMPLER = ("steps", "spacing", "eta", "churn")  # mean nothing beside another sampler
@@ -120,14 +121,17 @@ def sample_images(
     options = {name: getattr(sampling, name) for name in ("eta", "churn")}
     options = {name: value for name, value in options.items() if value is not None}
     size = sampling.batch_size
+    recorded = dataclasses.replace(model, net=Graphed(model.net))
     for first in range(share[0] * size, count, share[1] * size):
         numbers = range(first, min(first + size, count))
 
         def part(values: Tensor | None, numbers=numbers) -> Tensor | None:
             return None if values is None else values[numbers].to(device)
 
+        # recording the calls of a batch pays from the second like it on
+        called = recorded if len(numbers) == size < count else model
         denoise = guided_denoiser(
-            model, part(labels), sampling, sigmas, watch if not first else None
+            called, part(labels), sampling, sigmas, watch if not first else None
         )
         noise = ImageNoise(sampling.seed, numbers, model.data.shape, device)
         x = noise() if start is None else part(start)

@@ -44,3 +44,18 @@ def test_a_constant_target_leaves_the_product_of_decays():
     for step in range(101, 151):
         ema.update(scalar(0.0), step)
     assert ema.model.weight.item() == pytest.approx((100 / 150) ** ema.exponent, rel=1e-4)
+
+
+def test_the_update_on_the_device_is_the_update():
+    """With the step's number and what was found as scalars of a tensor."""
+    ours, theirs, net = EMA(scalar(5.0), 0.1), EMA(scalar(5.0), 0.1), scalar(0.0)
+    good, bad = torch.zeros(()), torch.ones(())
+    ours.update_unless(bad, scalar(7.0), torch.tensor(0.0, dtype=torch.float64))
+    assert ours.model.weight.item() == 5.0
+    for step in range(1, 101):
+        nn.init.constant_(net.weight, float(step) ** 0.5)
+        number = torch.tensor(step, dtype=torch.float64)
+        ours.update_unless(good, net, number)
+        ours.update_unless(bad, scalar(1e6), number)
+        theirs.update(net, step)
+        assert ours.model.weight.item() == pytest.approx(theirs.model.weight.item(), rel=1e-5)

@@ -49,3 +49,36 @@ def test_weights_of_one_shape_do_not_influence_each_other():
         return params[0]
 
     torch.testing.assert_close(after([0]), after([0, 1, 2]), atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_a_step_on_the_device_is_a_step(memory):
+    """Of convolutions wide, tall and 1x1, and of plain matrices, some of them alike."""
+    generator = torch.Generator().manual_seed(4)
+    shapes = [(8, 4, 3, 3), (8, 4, 3, 3), (40, 2, 3, 3), (16, 8, 1, 1), (16, 8), (5, 30)]
+
+    def weights():
+        generator.manual_seed(4)
+        found = [torch.randn(shape, generator=generator) for shape in shapes]
+        found = [p.to(memory_format=memory) if p.ndim == 4 else p for p in found]
+        return [torch.nn.Parameter(p) for p in found]
+
+    ours, theirs = weights(), weights()
+    on_device, plain = Muon(ours, lr=0.0, weight_decay=0.1), Muon(theirs, lr=0.1, weight_decay=0.1)
+    on_device.param_groups[0]["lr"] = torch.tensor(0.1)
+    for k in range(5):
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = torch.randn(p.shape, generator=generator)
+            q.grad = p.grad.clone()
+        on_device.found_inf = torch.zeros(())
+        on_device.step()
+        plain.step()
+        for p in ours:
+            p.grad = torch.full_like(p, float("nan") if k % 2 else float("inf"))
+        on_device.found_inf = torch.ones(())
+        on_device.step()
+    for p, q in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(p, q, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            on_device.state[p]["momentum"], plain.state[q]["momentum"], atol=1e-6, rtol=1e-5
+        )

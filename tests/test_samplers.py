@@ -20,6 +20,7 @@ from sampling.samplers import (
     sample_repaint,
 )
 from tests.conftest import DIGITS
+from utils.graphs import Graphed
 from utils.noise_scheduler import SPACINGS, NoiseSchedule
 
 MU, S = 0.3, 0.5
@@ -256,6 +257,29 @@ def tiny_model(sampling=None, timesteps=12, **settings):
     torch.manual_seed(1)
     net = build_model(cfg, DIGITS)
     return TrainedModel(cfg, DIGITS, build_diffusion(cfg), net, sampling or {})
+
+
+@pytest.mark.parametrize("count, recorded", [(10, set()), (25, {10, 20})])
+def test_calls_are_recorded_for_batches_that_come_again(monkeypatch, count, recorded):
+    """Batches of 10, of which a guided call makes 20: neither a short one nor one alone."""
+    cfg, seen = TrainConfig(width=8, timesteps=20), []
+    net = build_model(cfg, DIGITS)
+
+    class Recorded(Graphed):
+        def __call__(self, x_t, t, y):
+            seen.append(len(x_t))
+            return super().__call__(x_t, t, y)
+
+    monkeypatch.setattr("sampling.draw.Graphed", Recorded)
+    model = TrainedModel(cfg, DIGITS, build_diffusion(cfg, "cpu"), net)
+    sampling = SamplingConfig(steps=4, batch_size=10)
+    labels = torch.arange(count) % 10
+    images = torch.cat(list(sample_images(model, count, sampling, labels=labels)))
+    assert set(seen) == recorded and len(images) == count
+    monkeypatch.setattr("sampling.draw.Graphed", lambda net: net)
+    assert torch.equal(
+        images, torch.cat(list(sample_images(model, count, sampling, labels=labels)))
+    )
 
 
 def test_what_is_left_open_comes_from_the_sampler():

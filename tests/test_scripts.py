@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from config import GUIDANCE
+from config import GUIDANCE, SamplingConfig, TrainConfig
 from models.trained import load_trained
 from sampling.draw import count_evaluated, labels_for
 from sampling.samplers import SAMPLERS
@@ -408,6 +408,23 @@ def test_speeds(cli, own_folder):
     status, stdout, _ = cli("benchmarks", "train", "--profile")
     share = re.search(r"(\d+)% of the best .* matrix product", stdout)
     assert status == 0 and 0 < int(share[1]) <= 100
+    parts = [line.strip("| ").split(" | ") for line in stdout.splitlines() if line[:2] == "| "]
+    names = ["forward", "backward", "clip", "adamw", "muon", "ema", "the whole step"]
+    assert [row[0] for row in parts[2:]] == names
+    milliseconds = {row[0]: float(row[1]) for row in parts[2:]}
+    assert min(milliseconds.values()) > 0
+
+
+def test_speeds_by_graphs(refuses, tiny_checkpoint):
+    """On a CPU nothing is recorded, but all is called; the command itself is for a GPU."""
+    from benchmarks.gpu import forward_rate, training_rates
+
+    refuses("benchmarks", "gpu", "--device", "cpu", words=("--device cpu", "cuda"))
+    cpu, cfg = torch.device("cpu"), TrainConfig(width=8, batch_size=4)
+    assert min(training_rates(cfg, cpu, times=1)) > 0
+    for settings in ({}, {"class_conditional": False}):
+        model = load_trained(tiny_checkpoint(**settings), cpu)
+        assert forward_rate(model, SamplingConfig(batch_size=3), times=1) > 0
 
 
 def test_labels_of_others_are_read_too(cli, refuses, monkeypatch, small_synthetic):

@@ -9,6 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 from config import TrainConfig
 from models import build_diffusion, build_model
 from models.trained import TrainedModel
+from training.graphed import GraphedOptimization
 from training.optimization import Optimization, build_optimizers, learning_rate
 from utils import distributed
 from utils.data_loader import DatasetInfo
@@ -32,18 +33,22 @@ class DenoisingTrainer:
         torch.set_rng_state(generator(Stream.WEIGHTS, cfg.seed).get_state())
         self.cfg, self.data, self.device = cfg, data, device
         self.net = build_model(cfg, data).to(device, memory_format=torch.channels_last)
-        # replayed as CUDA graphs: launching the kernels one by one takes longer than they do
-        self.compiled = torch.compile(self.net, mode="reduce-overhead") if cfg.compile else self.net
-        if distributed.size() > 1:  # averages the gradients
-            self.compiled = DistributedDataParallel(self.compiled, broadcast_buffers=False)
         self.diffusion = build_diffusion(cfg, device)
-        self.optimization = Optimization(
-            self.net,
-            build_optimizers(self.net, cfg, device),
-            grad_clip=cfg.grad_clip,
-            ema_length=cfg.ema_length,
-        )
         self.generator = generator(Stream.NOISE, cfg.seed, device=device)
+        optimizers = build_optimizers(self.net, cfg, device)
+        options = {"grad_clip": cfg.grad_clip, "ema_length": cfg.ema_length}
+        self.called = self.net
+        if device.type == "cuda" and distributed.size() == 1:  # a whole step is one CUDA graph
+            if cfg.compile:
+                self.diffusion.loss_at = torch.compile(self.diffusion.loss_at, dynamic=False)
+            options["generators"] = [self.generator]
+            self.optimization = GraphedOptimization(self.net, optimizers, **options)
+        else:
+            if cfg.compile:
+                self.called = torch.compile(self.net, mode="reduce-overhead")
+            if distributed.size() > 1:  # averages the gradients
+                self.called = DistributedDataParallel(self.called, broadcast_buffers=False)
+            self.optimization = Optimization(self.net, optimizers, **options)
         self.model = TrainedModel(cfg, data, self.diffusion, self.optimization.ema.model)
 
     def train_step(self, x0: Tensor, y: Tensor, progress: float) -> tuple[Tensor, Tensor]:
@@ -52,17 +57,19 @@ class DenoisingTrainer:
         `progress` is the share of the run that is done. Returns loss and gradient norm, scalars
         that are still on the device.
         """
+        return self.optimization.step(self.loss, x0, y, lr=learning_rate(self.cfg.lr, progress))
+
+    def loss(self, x0: Tensor, y: Tensor) -> Tensor:
+        """The loss of a batch, of which this process computes its part."""
         y = self.hide_labels(y) if self.net.num_classes else None
         with autocast(self.device, self.cfg.precision):
             part = distributed.part(len(x0))
-            loss = self.diffusion.loss(self.compiled, x0, y, self.generator, part)
-        norm = self.optimization.step(loss, learning_rate(self.cfg.lr, progress))
-        return loss.detach(), norm
+            return self.diffusion.loss(self.called, x0, y, self.generator, part)
 
     def hide_labels(self, y: Tensor) -> Tensor:
         """Replace a share of the labels by the null label (Ho & Salimans 2022, algorithm 1)."""
         hidden = torch.rand(y.shape, generator=self.generator, device=self.device)
-        return torch.where(hidden < self.cfg.label_dropout, self.net.num_classes, y)
+        return y.masked_fill(hidden < self.cfg.label_dropout, self.net.num_classes)
 
     def state(self) -> dict:
         """What a checkpoint must hold to go on from here, and to sample."""
@@ -79,4 +86,5 @@ class DenoisingTrainer:
             self.generator.set_state(state["generator"].cpu())
         else:  # another kind of device has another kind of state: start a new stream
             step = int(state["step"])
-            self.generator = generator(Stream.NOISE, self.cfg.seed, step, device=self.device)
+            fresh = generator(Stream.NOISE, self.cfg.seed, step, device=self.device)
+            self.generator.set_state(fresh.get_state())

@@ -4,7 +4,7 @@ import copy
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def power_exponent(length: float) -> float:
@@ -37,3 +37,17 @@ class EMA:
         decay = (1 - 1 / step) ** self.exponent
         averaged, current = list(self.model.parameters()), list(net.parameters())
         torch._foreach_lerp_(averaged, current, 1 - decay)
+
+    @torch.no_grad()
+    def update_unless(self, bad: Tensor, net: nn.Module, step: Tensor) -> None:
+        """`update`, or nothing where `bad` is 1 and not 0; no value is read from the device.
+
+        Args:
+            bad, step: scalars on the device; `step` is float64, and may be 0 where `bad` is 1.
+        """
+        decay = (1 - 1 / step.clamp(min=1)) ** self.exponent
+        weight = ((1 - decay) * (1 - bad)).float()
+        averaged, current = list(self.model.parameters()), list(net.parameters())
+        change = torch._foreach_sub(current, averaged)
+        torch._foreach_mul_(change, weight)
+        torch._foreach_add_(averaged, change)

@@ -198,6 +198,7 @@ def train_epoch(
     cfg, trainer, epoch = run.cfg, run.trainer, run.step // run.steps_per_epoch
     done = run.step - epoch * run.steps_per_epoch
     batches = list(epoch_batches(len(images), cfg.batch_size, cfg.seed, epoch))[done:]
+    batches = torch.stack(batches).to(trainer.device)  # at once: a copy waits for all steps so far
     bar = tqdm(
         batches, desc=f"epoch {epoch}", unit="step", dynamic_ncols=True, disable=logger is None
     )
@@ -205,7 +206,6 @@ def train_epoch(
     last_save = last_report = start
     recent = []  # (loss, gradient norm) on the device: reading them would wait for it
     for index in bar:
-        index = index.to(trainer.device)
         pair = trainer.train_step(to_model_range(images[index]), labels[index], run.progress)
         run.step += 1
         recent.append(torch.stack(pair))
@@ -214,6 +214,7 @@ def train_epoch(
         run.minutes, run.stopped = distributed.of_first((minutes, stop.received))
         over = run.progress >= 1 or run.stopped
         if over or run.step % LOG_EVERY == 0 or run.step % run.steps_per_epoch == 0:
+            trainer.optimization.check()
             loss, norm = distributed.mean(torch.stack(recent)).nanmean(dim=0).tolist()
             now = time.monotonic()
             if logger:

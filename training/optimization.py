@@ -1,5 +1,7 @@
 """One step of the weights: gradient, clipping, optimizers, and the average."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,8 @@ from training.muon import Muon
 from utils.device import DTYPES, arithmetic
 
 BAD_STEPS = 3  # in a row, that end a run
+
+Loss = Callable[..., Tensor]
 
 
 def learning_rate(peak: float, progress: float) -> float:
@@ -56,17 +60,15 @@ class Optimization:
         self.ema = EMA(net, ema_length)
         self.taken, self.skipped, self.bad_in_a_row = 0, 0, 0
 
-    def step(self, loss: Tensor, lr: float) -> Tensor:
-        """Follow the gradient of a scalar `loss`; returns the gradient's norm, on the device.
+    def step(self, loss: Loss, *inputs: Tensor, lr: float) -> tuple[Tensor, Tensor]:
+        """Follow the gradient of the scalar loss(*inputs) at learning rate `lr`.
 
-        A step whose gradient is not finite changes nothing but the count. Raises UserError at the
-        third of them in a row.
+        Returns the loss and the gradient's norm, on the device. A step whose gradient is not finite
+        changes nothing but the count. Raises UserError at the third of them in a row.
         """
-        for optimizer in self.optimizers:
-            optimizer.param_groups[0]["lr"] = lr
-        self.net.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.grad_clip)
+        self.set_lr(lr)
+        value = loss(*inputs)
+        norm = self.differentiate(value)
         if norm.isfinite():
             for optimizer in self.optimizers:
                 optimizer.step()
@@ -76,14 +78,29 @@ class Optimization:
         else:
             self.skipped += 1
             self.bad_in_a_row += 1
-            if self.bad_in_a_row == BAD_STEPS:
-                raise UserError(
-                    f"step {self.taken + self.skipped}: loss or gradient not finite, {BAD_STEPS}"
-                    " times in a row; try a lower --lr, or --precision fp32"
-                )
-        return norm
+            self.check()
+        return value.detach(), norm
+
+    def set_lr(self, lr: float) -> None:
+        for optimizer in self.optimizers:
+            optimizer.param_groups[0]["lr"] = lr
+
+    def differentiate(self, loss: Tensor) -> Tensor:
+        """Leave the clipped gradient of `loss` in the weights; returns its norm before that."""
+        self.net.zero_grad()
+        loss.backward()
+        return torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.grad_clip)
+
+    def check(self) -> None:
+        """To be called at every report. Raises UserError after three bad steps in a row."""
+        if self.bad_in_a_row >= BAD_STEPS:
+            raise UserError(
+                f"step {self.taken + self.skipped}: loss or gradient not finite, {BAD_STEPS}"
+                " times in a row; try a lower --lr, or --precision fp32"
+            )
 
     def state(self) -> dict:
+        """What a checkpoint holds of it."""
         return {
             "network": self.net.state_dict(),
             "ema": self.ema.model.state_dict(),
@@ -93,7 +110,10 @@ class Optimization:
         }
 
     def load_state(self, state: dict) -> None:
-        """Raises KeyError, TypeError, ValueError or RuntimeError on what does not fit."""
+        """Go on from what `state` returned, here or on another device.
+
+        Raises KeyError, TypeError, ValueError or RuntimeError on what does not fit.
+        """
         self.net.load_state_dict(state["network"])
         self.ema.model.load_state_dict(state["ema"])
         for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
@@ -102,4 +122,4 @@ class Optimization:
                 if any(v.ndim and v.shape != p.shape for v in values.values()):
                     raise ValueError("optimizer state of another shape")
         self.skipped = int(state.get("skipped", 0))
-        self.taken = int(state.get("taken", state["step"] - self.skipped))  # version 1 had no count
+        self.taken = int(state["taken"] if "taken" in state else state["step"] - self.skipped)
