@@ -29,24 +29,6 @@ def wait_for(path, process):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_the_same_command_goes_on(cli, own_folder, number):
-    command = [*TINY, "--epochs", 30, "--sample_every", 0, "--keep", 99, "--device", "cpu"]
-    assert cli("main", *command, "--experiment_name", "whole")[0] == 0
-    flags = [*command, "--experiment_name", "stopped"]
-    run = shell("main", *flags, cwd=own_folder, stdout=subprocess.PIPE)
-    wait_for(Path("checkpoints/stopped/model_epoch_1.pth"), run)
-    run.send_signal(number)
-    stdout, stderr = run.communicate()
-    assert run.returncode == 128 + number and "Traceback" not in stderr
-    assert signal.Signals(number).name in stderr and "the same command goes on" in stdout
-    assert 8 <= last_checkpoint("stopped")["step"] < 120
-    assert "resuming" in cli("main", *flags)[1]
-    one, other = last_checkpoint("whole"), last_checkpoint("stopped")
-    for key in ("network", "ema", "optimizers", "generator", "step"):
-        assert same(one[key], other[key]), key
-
-
 def test_a_second_signal_ends_at_once():
     code = (
         "import os, signal\nfrom training.guard import StopSignals\n"
