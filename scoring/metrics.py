@@ -125,7 +125,11 @@ def fid_spread(features: Tensor, reference: Tensor | Reference, seed: int = 0) -
 
 
 def _second_order(jackknife: float, second: float) -> float:
-    """Standard deviation from V1 + 2 V2 and V2: a V1 that comes out negative is none."""
+    """Standard deviation from V1 + 2 V2 and V2: a V1 that comes out negative is none.
+
+    Where V1 is 0, this cutting off says too much on average: 1.1 times with ten directions of
+    features that matter, 1.25 times with one or two, which the kernel of `kid` may single out.
+    """
     return (second + max(jackknife - 2 * second, 0)) ** 0.5
 
 
