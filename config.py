@@ -30,6 +30,7 @@ SPACINGS = "utils.noise_scheduler:SPACINGS"
 DATASETS = "utils.data_loader:DATASETS"
 
 SAMPLER = "dpmpp_2m_sde"  # the best in few network calls
+FEW_STEP_SAMPLER = "consistency"  # of distilled networks, which have no other
 GUIDANCE = 1.5  # mends many digits of a network trained for minutes, and costs a good one little
 GUIDED = (0.6, 2.0)  # the noise levels sigma that decide which class a drawn shape is
 
@@ -61,6 +62,7 @@ def setting(default: Any, help: str, *, choices=None, low=None, above=None, high
 class TrainConfig:
     """What `main.py` trains, and how. A checkpoint carries one, so that it explains itself."""
 
+    teacher: str | None = setting(None, "checkpoint to distil: to draw in one call what it draws")
     model_type: str = setting("unet", "noise predictor", choices=MODELS)
     width: int | None = setting(None, "base channels; default 64, resnet 96", low=4, high=1024)
     class_conditional: bool = setting(True, "tell the network which class an image is of")
@@ -107,7 +109,7 @@ class TrainConfig:
             return self.experiment_name
         return (
             f"diffusion_model_{self.model_type}_{self.epochs}epochs"
-            f"_{self.timesteps}timesteps_{self.lr}lr"
+            f"_{self.timesteps}timesteps_{self.lr}lr" + "_distilled" * (self.teacher is not None)
         )
 
 

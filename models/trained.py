@@ -36,9 +36,18 @@ class TrainedModel:
         return next(self.net.parameters()).device
 
     @property
+    def few_step(self) -> bool:
+        """True for a distilled network: it draws images in a call or two, by a sampler of its own.
+
+        What it gives is no denoiser: it has no flow to run backwards, and no level to be guided at.
+        """
+        return self.config.teacher is not None
+
+    @property
     def can_be_guided(self) -> bool:
         """False for a network without labels, and for one that never had its labels hidden."""
-        return self.net.num_classes > 0 and self.config.label_dropout > 0
+        hidden = self.config.label_dropout > 0
+        return self.net.num_classes > 0 and hidden and not self.few_step
 
 
 def load_trained(path: str | Path, device, flag: str = "--checkpoint") -> TrainedModel:

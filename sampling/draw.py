@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from config import GUIDANCE, GUIDED, SAMPLER, SamplingConfig, UserError
+from config import FEW_STEP_SAMPLER, GUIDANCE, GUIDED, SAMPLER, SamplingConfig, UserError
 from models.diffusion import Denoiser, Watch
 from models.trained import TrainedModel
 from sampling.samplers import INPAINTERS, SAMPLERS, Sampler, encode
@@ -38,6 +38,9 @@ def resolve(
     """
     values = {f.name: getattr(asked, f.name) for f in dataclasses.fields(SamplingConfig)}
     carried = dict(model.sampling)
+    if model.few_step:
+        check_few_step(asked)
+        default_sampler = FEW_STEP_SAMPLER
     name = values["sampler"] or default_sampler or carried.get("sampler", SAMPLER)
     if name != carried.get("sampler", SAMPLER):
         carried = {key: value for key, value in carried.items() if key not in OF_SAMPLER}
@@ -57,6 +60,18 @@ def resolve(
             values[key] = carried.get(key, default)
     resolved = SamplingConfig(**values | {"sampler": name})
     return _check(resolved, timesteps)
+
+
+def check_few_step(asked: SamplingConfig) -> None:
+    """Raises UserError where a distilled network cannot be sampled as asked."""
+    if asked.sampler not in (None, FEW_STEP_SAMPLER):
+        raise UserError(
+            f"--sampler {asked.sampler}: a distilled network has one alone, {FEW_STEP_SAMPLER}"
+        )
+    if asked.guidance not in (None, 1):
+        raise UserError(
+            f"--guidance {asked.guidance:g}: a distilled network cannot be guided; must be 1"
+        )
 
 
 def _check(sampling: SamplingConfig, timesteps: int) -> SamplingConfig:
@@ -80,7 +95,8 @@ def _check(sampling: SamplingConfig, timesteps: int) -> SamplingConfig:
 
 def draws_noise(sampling: SamplingConfig) -> bool:
     """True where the start alone does not decide what is drawn."""
-    return sampler_of(sampling).noisy or bool(sampling.eta or sampling.churn)
+    between_steps = (sampler_of(sampling).noisy or sampling.eta) and sampling.steps > 1
+    return bool(between_steps or sampling.churn)
 
 
 def labels_for(model: TrainedModel, count: int, seed: int) -> Tensor | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from config import DATA_DIR, HALVES, SampleConfig, SamplingConfig, UserError
+from config import DATA_DIR, FEW_STEP_SAMPLER, HALVES, SampleConfig, SamplingConfig, UserError
 from models.trained import TrainedModel
 from sampling.draw import draws_noise, encode_images, labels_for, resolve
 from utils.data_loader import DatasetInfo, load_dataset, to_model_range, to_uint8
@@ -21,6 +21,11 @@ from utils.random import ImageNoise
 MODES = ("digits", "inpaint", "reconstruct", "interpolate")
 # Their samplers: RePaint for pictures, and one without noise where the start alone is to decide
 MODE_SAMPLERS = {"inpaint": "repaint", "reconstruct": "unipc", "interpolate": "unipc"}
+# What asks for a denoiser, and why
+FLOW_MODES = {
+    "inpaint": "RePaint needs a denoiser at every noise level",
+    "reconstruct": "encoding needs a denoiser, whose flow is run backwards",
+}
 GREY = 96  # shown where a picture is to be completed
 
 
@@ -58,6 +63,8 @@ def make_plan(cfg: SampleConfig, model: TrainedModel) -> Plan:
         raise UserError("--inpaint and --mask: each needs the other")
     if cfg.inpaint and cfg.sampler:
         raise UserError(f"--sampler {cfg.sampler}: --inpaint has a sampler of its own, RePaint")
+    if model.few_step and modes and modes[0] in FLOW_MODES:
+        raise UserError(f"--{modes[0]}: {FLOW_MODES[modes[0]]}, which a distilled network is not")
     sampling = resolve(cfg, model, MODE_SAMPLERS.get("".join(modes)))
 
     wanted = wanted_labels(cfg, model)
@@ -78,7 +85,7 @@ def make_plan(cfg: SampleConfig, model: TrainedModel) -> Plan:
     if cfg.digits:
         plan.columns, plan.padding = count, 0
     elif cfg.interpolate:
-        plan_interpolation(plan, cfg, model.data)
+        plan_interpolation(plan, cfg, model)
     elif cfg.inpaint:
         plan_inpainting(plan, cfg, pictures, model.data)
     elif cfg.reconstruct:
@@ -160,13 +167,15 @@ def plan_inpainting(plan: Plan, cfg: SampleConfig, pictures: Tensor, data: Datas
     plan.given = {"known": to_model_range(pictures), "missing": missing}
 
 
-def plan_interpolation(plan: Plan, cfg: SampleConfig, data: DatasetInfo) -> None:
+def plan_interpolation(plan: Plan, cfg: SampleConfig, model: TrainedModel) -> None:
     """A row from image 0 of one seed to image 0 of another, along a great circle of the noise."""
     need_determinism(plan, "interpolate")
+    if model.few_step and model.net.num_classes and plan.labels is None:
+        raise UserError("--interpolate: a distilled network must be told a class; give --label")
     parts = cfg.interpolate.split(",")
     if len(parts) != 2 or not all(part.isdecimal() and int(part) < 2**63 for part in parts):
         raise UserError(f"--interpolate {cfg.interpolate}: must be two seeds, like 3,4")
-    ends = [ImageNoise(int(part), range(1), data.shape)() for part in parts]
+    ends = [ImageNoise(int(part), range(1), model.data.shape)() for part in parts]
     plan.start, plan.columns = slerp(*ends, plan.count), plan.count
 
 
@@ -192,5 +201,7 @@ def plan_reconstruction(plan: Plan, pictures: Tensor, model: TrainedModel) -> No
 
 def need_determinism(plan: Plan, flag: str) -> None:
     if draws_noise(plan.sampling):
-        name = plan.sampling.sampler
+        name, steps = plan.sampling.sampler, plan.sampling.steps
+        if name == FEW_STEP_SAMPLER:
+            raise UserError(f"--steps {steps}: draws fresh noise; must be 1 for --{flag}")
         raise UserError(f"--sampler {name}: --{flag} needs one without noise of its own")

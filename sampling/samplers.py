@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from config import FEW_STEP_SAMPLER
 from models.diffusion import Denoiser
 
 Noise = Callable[[], Tensor]
@@ -142,6 +143,18 @@ def sample_unipc(denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> 
     return x0_hat
 
 
+def sample_consistency(denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Tensor:
+    """Multistep consistency sampling (Song et al. 2023, algorithm 1), for distilled networks.
+
+    Their D is an image already, not the mean of all images that may lie below the noise. One call
+    is D at the highest level; each further one noises the image afresh, and mends it.
+    """
+    x0_hat = denoise(x, sigmas[0])
+    for sigma in sigmas[1:-1]:
+        x0_hat = denoise(x0_hat + float(sigma) * noise(), sigma)
+    return x0_hat
+
+
 def sample_repaint(
     denoise: Denoiser,
     x: Tensor,
@@ -186,7 +199,7 @@ class Sampler:
     Attributes:
         spacing, steps: of the noise levels; steps None means T.
         eta, churn: the default of that option; None where the sampler has no such option.
-        noisy: draws fresh noise whatever its options.
+        noisy: draws fresh noise between steps whatever its options.
     """
 
     function: Callable[..., Tensor]
@@ -205,5 +218,6 @@ SAMPLERS = {
     "heun": Sampler(sample_heun, "karras", 10, churn=0.0),
     "ddim": Sampler(sample_ddim, "linear", 50, eta=0.0),
     "ddpm": Sampler(sample_ddpm, "linear", None, noisy=True),
+    FEW_STEP_SAMPLER: Sampler(sample_consistency, "fewstep", 1, noisy=True),
 }
 INPAINTERS = {"repaint": Sampler(sample_repaint, "linear", 50, noisy=True)}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from utils.noise_scheduler import ALPHA_BARS as SCHEDULES
-from utils.noise_scheduler import SIGMA_START, SPACINGS, NoiseSchedule
+from utils.noise_scheduler import FEW_STEP_LEVELS, SIGMA_START, SPACINGS, NoiseSchedule
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -56,7 +56,17 @@ def test_sampling_sigmas_fall_strictly_from_the_first_level_to_zero(timesteps, s
         sigmas = schedule.sampling_sigmas(steps, spacing)
         assert sigmas.shape == (steps + 1,) and (sigmas.diff() < 0).all()
         assert math.isclose(sigmas[0], schedule.sigmas[-1]) and sigmas[-1] == 0
-        assert steps == 1 or math.isclose(sigmas[-2], schedule.sigmas[0])
+        if steps > 1 and spacing != "fewstep":
+            assert math.isclose(sigmas[-2], schedule.sigmas[0])
+
+
+def test_few_steps_begin_with_the_highest_level_and_the_one_that_mends():
+    schedule = NoiseSchedule("cosine", 300)
+    top, (high, low) = schedule.sigmas[-1].item(), FEW_STEP_LEVELS
+    levels = [schedule.sampling_sigmas(steps, "fewstep").tolist() for steps in (1, 2, 3, 4)]
+    middle = math.sqrt(high * low)
+    wanted = [[top], [top, high], [top, high, low], [top, high, middle, low]]
+    assert levels == [pytest.approx([*row, 0.0]) for row in wanted]
 
 
 def test_linear_spacing_uses_levels_the_network_was_trained_at():

@@ -36,6 +36,9 @@ TensorMap = Callable[[torch.Tensor], torch.Tensor]
 
 SIGMA_START = 20.0  # where spacings in sigma begin; images in [-1, 1] leave a trace below it
 
+# of a distilled network's further calls: where it is trained to mend, and the lowest of several
+FEW_STEP_LEVELS = (1.5, 1.0)
+
 ALPHA_BARS: dict[str, Callable[[int], torch.Tensor]] = {
     "cosine": cosine_alpha_bar,
     "linear": linear_alpha_bar,
@@ -76,7 +79,8 @@ class NoiseSchedule:
 
         `spacing` is one of SPACINGS. A sampler's first call is made at the highest level, where the
         denoiser gives the mean of the data, and its last one at the lowest level the network was
-        trained at: stopping higher leaves a veil of noise in pixels that should be black.
+        trained at: stopping higher leaves a veil of noise in pixels that should be black. Only
+        distilled networks are not asked there, see `fewstep`.
         """
         return torch.cat([SPACINGS[spacing](self, steps), torch.zeros(1, dtype=torch.float64)])
 
@@ -117,9 +121,22 @@ def logsnr(schedule: NoiseSchedule, steps: int) -> torch.Tensor:
     return below_first_call(schedule, steps, torch.log, torch.exp)
 
 
+def fewstep(schedule: NoiseSchedule, steps: int) -> torch.Tensor:
+    """sigma_{T-1}, then `steps - 1` levels from FEW_STEP_LEVELS[0] down, evenly in log sigma.
+
+    For networks whose first call draws an image already, and further ones mend it. None of them is
+    asked at sigma_0. FEW_STEP_LEVELS[1] would be the level of a second further call.
+    """
+    high = schedule.sigmas[-2].clamp(max=FEW_STEP_LEVELS[0])
+    low = schedule.sigmas[0].clamp(min=FEW_STEP_LEVELS[1])
+    falling = torch.linspace(0, 1, max(steps - 1, 2), dtype=torch.float64)[: steps - 1]
+    return torch.cat([schedule.sigmas[-1:], torch.lerp(high.log(), low.log(), falling).exp()])
+
+
 SPACINGS: dict[str, Callable[[NoiseSchedule, int], torch.Tensor]] = {
     "linear": linear,
     "quadratic": quadratic,
     "karras": karras,
     "logsnr": logsnr,
+    "fewstep": fewstep,
 }
