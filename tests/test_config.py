@@ -72,7 +72,7 @@ def test_a_config_from_a_file_is_checked(values):
 def test_bad_values_are_named(field, value):
     with pytest.raises(UserError, match=f"--{field} ") as error:
         check(dataclasses.replace(TrainConfig(), **{field: value}))
-    assert "must be" in str(error.value)
+    assert "must" in str(error.value)
 
 
 @pytest.mark.parametrize(
