@@ -5,14 +5,9 @@ This module imports nothing of the project when it is loaded, so every other fil
 
 import argparse
 import dataclasses
-import errno
 import importlib
 import math
-import os
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 HALVES = ("left", "right", "top", "bottom")
@@ -289,74 +284,3 @@ def parse(kind: type[Config], description: str, argv: list[str] | None = None) -
             except ValueError:
                 raise UserError(f"--{f.name} {values[f.name]}: must be {_describe(f)}") from None
     return check(kind(**values))
-
-
-class _Output:
-    """stdout or stderr that never fails: what cannot be written is dropped.
-
-    A pipe whose reader has gone, a full disk, a terminal that hung up, or a stream that was closed
-    before the start (then it is None) must not cost the work that a script does beside talking.
-    After a failure everything goes to nowhere. What the encoding lacks is written like \\xb1.
-    """
-
-    def __init__(self, stream: Any):
-        self.stream = open(os.devnull, "w") if stream is None else stream
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
-
-    def write(self, text: str) -> int:
-        try:
-            self.stream.write(text)
-        except UnicodeError:
-            encoding = self.stream.encoding
-            self.write(text.encode(encoding, "backslashreplace").decode(encoding))
-        except (OSError, ValueError) as error:  # ValueError: it is closed
-            self._give_up(error)
-        return len(text)
-
-    def flush(self) -> None:
-        try:
-            self.stream.flush()
-        except (OSError, ValueError) as error:
-            self._give_up(error)
-
-    def _give_up(self, error: Exception) -> None:
-        self.stream = open(os.devnull, "w")
-        expected = getattr(error, "errno", None) in (errno.EPIPE, errno.EIO)  # the reader has gone
-        if not expected and self is not sys.stderr:
-            print(f"stdout: {error}; nothing more is written there", file=sys.stderr)
-
-
-def _secure_output() -> None:
-    """From now on nothing that happens to stdout or stderr can raise."""
-    for number in range(3):  # of a closed one, a checkpoint would get the number, and the prints
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
-    for name in ("stderr", "stdout"):
-        if not isinstance(getattr(sys, name), _Output):
-            setattr(sys, name, _Output(getattr(sys, name)))
-
-
-def run(main: Callable[[], None]) -> NoReturn:
-    """Call a script's `main`; bad input ends in one line on stderr and exit status 2.
-
-    The exit status tells of the work alone: it stays 0 where only the output could not be written,
-    as in `python generate.py | head -1`.
-    """
-    _secure_output()
-    try:
-        main()
-    except UserError as error:
-        line = " ".join(str(error).split())
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # of a machine's processes, one talks
-            print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
-        sys.exit(130)
-    finally:
-        sys.stdout.flush()
-    sys.exit(0)

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from config import SampleConfig, parse, run
+from config import SampleConfig, parse
 from models.trained import load_trained
 from sampling.draw import PathRecorder, draw_images
 from sampling.requests import Plan, make_plan
 from utils import distributed
 from utils.device import pick_device
 from utils.files import check_ending, check_output, write_atomically
+from utils.script import run
 from utils.visualization import STRIP_ROWS, film, make_grid, save_gif, save_png, strip
 
 FILMED = 100  # images in an animation

@@ -5,12 +5,13 @@ runs/<experiment>/ (`tensorboard --logdir runs`). `torchrun --nproc_per_node N m
 N processes, on as many GPUs where there are.
 """
 
-from config import TrainConfig, parse, run
+from config import TrainConfig, parse
 from training.denoising import DenoisingTrainer
 from training.loop import train
 from utils import distributed
 from utils.data_loader import load_dataset
 from utils.device import pick_device
+from utils.script import run
 
 
 def main() -> None:

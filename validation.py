@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from config import DATA_DIR, EvalConfig, UserError, parse, run
+from config import DATA_DIR, EvalConfig, UserError, parse
 from models.trained import TrainedModel, load_trained
 from sampling.draw import count_evaluated, draw_images, labels_for, resolve
 from scoring.evaluation import Candidate, Scorer
@@ -34,6 +34,7 @@ from utils.files import check_output, write_atomically
 from utils.image_checks import check_shape
 from utils.images import read_images, tell
 from utils.random import Stream, generator
+from utils.script import run
 from utils.tensorboard_logger import TensorBoardLogger
 from utils.visualization import plot_curve, plot_scores, save_figure
 

@@ -29,8 +29,9 @@ from benchmarks.sampling import (
     samplers,
 )
 from benchmarks.training import QualityConfig, speedrun, train_benchmark
-from config import UserError, parse, run
+from config import UserError, parse
 from utils.device import environment, pick_device
+from utils.script import run
 
 BENCHMARKS = {
     "floors": (SpacesConfig, floors),

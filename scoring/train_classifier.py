@@ -14,11 +14,12 @@ from pathlib import Path
 
 import torch
 
-from config import DATA_DIR, DEVICES, parse, run, setting
+from config import DATA_DIR, DEVICES, parse, setting
 from scoring.classifier import accuracy, train_classifier
 from utils.data_loader import load_dataset
 from utils.device import pick_device
 from utils.files import writable_folder, write_atomically
+from utils.script import run
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from config import TrainConfig, run
+from config import TrainConfig
 from models import build_model
 from utils.checkpoint import save_checkpoint
 from utils.data_loader import DatasetInfo
+from utils.script import run
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--dataset", "synthetic", "--train_size", 200, "--batch_size", 50, "--width", 8]

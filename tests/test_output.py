@@ -14,7 +14,8 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from tqdm import tqdm
-from config import UserError, run
+from config import UserError
+from utils.script import run
 
 def main():
     print("fid 1.66 ± 0.04", flush=True)

@@ -70,7 +70,7 @@ def test_train_generate_validate(cli, own_folder, model_type):
     assert scores["n"] == 100 and scores["features"] == "mnist"
     assert scores["fid"] > scores["fid_floor"] > 0 and scores["kid"] > 5 * scores["kid_spread"]
     assert scores["sampler"] == "dpmpp_2m_sde" and scores["guidance"] == GUIDANCE
-    assert scores["steps"] == 13 and scores["network_calls"] == 15
+    assert scores["steps"] == 13 and scores["network_calls"] == 16
     other = {"unet": "cnn", "cnn": "resnet", "resnet": "unet"}[model_type]
     status, _, stderr = cli("validation", *scored, "--model_type", other)
     assert status == 2 and f"--model_type {other}" in stderr and f"holds a {model_type}" in stderr
@@ -338,7 +338,7 @@ def test_the_tables_of_the_readme(cli, refuses, synthetic_mnist):
     rows = [line.strip("| ").split(" | ") for line in stdout.splitlines() if line[:2] == "| "]
     table = {row[0]: row[1:] for row in rows}
     assert status == 0 and list(table)[2:] == ["real training images", "cnn", "other", "few"]
-    assert table["cnn"][:3] == ["0.46 M", "20 min", "15"] and table["few"][-1] == "-"
+    assert table["cnn"][:3] == ["0.46 M", "20 min", "16"] and table["few"][-1] == "-"
     distance = {name: float(row[-2].split()[0]) for name, row in list(table.items())[2:]}
     assert distance["cnn"] > distance["real training images"] and distance["few"] > 0
     refuses("benchmarks", "compare", "--sizes", "1", words=("--sizes 1", ">= 2"))
@@ -404,7 +404,7 @@ def test_speeds(cli, own_folder):
     shutil.copy(ROOT / "checkpoints/pretrained/cnn.pth", "checkpoints/pretrained")
     status, stdout, _ = cli("benchmarks", "sample", "--num_samples", 2)
     row = next(line.split(" | ") for line in stdout.splitlines() if line.startswith("| cnn"))
-    assert status == 0 and row[1] == "15" and row[3] == "300" and float(row[5].split()[0]) > 5
+    assert status == 0 and row[1] == "16" and row[3] == "300" and float(row[5].split()[0]) > 5
     status, stdout, _ = cli("benchmarks", "train", "--profile")
     share = re.search(r"(\d+)% of the best .* matrix product", stdout)
     assert status == 0 and 0 < int(share[1]) <= 100

@@ -26,9 +26,10 @@ from pathlib import Path
 
 import torch
 
-from config import DATA_DIR, SamplingConfig, TrainConfig, UserError, from_dict, parse, run
+from config import DATA_DIR, SamplingConfig, TrainConfig, UserError, from_dict, parse
 from utils.data_loader import DatasetInfo, describe
 from utils.files import write_atomically
+from utils.script import run
 
 FORMAT, VERSION = "diffusion_model", 2
 SHARES = "condition.label_shares"  # among the weights of version 1
