@@ -260,22 +260,27 @@ def from_dict(kind: type[Config], values: dict) -> Config:
     return check(kind(**values))
 
 
-def parse(kind: type[Config], description: str, argv: list[str] | None = None) -> Config:
-    """Read the command line into a checked, frozen config. Bad flags raise UserError."""
+def parse(
+    kind: type[Config], description: str, argv: list[str] | None = None, **defaults: Any
+) -> Config:
+    """Read the command line into a checked, frozen config. Bad flags raise UserError.
+
+    `defaults` take the places of the fields' own.
+    """
     parser = _Parser(description=description, allow_abbrev=False)
     for f in dataclasses.fields(kind):
-        text = f.metadata["help"]
+        text, default = f.metadata["help"], defaults.get(f.name, f.default)
         if _choices(f):
             text += f" ({', '.join(map(str, _choices(f)))})"
-        if f.default not in (None, False):
-            text += f" [{f.default}]"
+        if default not in (None, False):
+            text += f" [{default}]"
         text = text.replace("%", "%%")
         if _field_type(f) is bool:
             action = argparse.BooleanOptionalAction if f.default else "store_true"
-            parser.add_argument(f"--{f.name}", action=action, default=f.default, help=text)
+            parser.add_argument(f"--{f.name}", action=action, default=default, help=text)
         else:
             metavar = {int: "N", float: "X", str: "TEXT"}[_field_type(f)]
-            parser.add_argument(f"--{f.name}", default=f.default, metavar=metavar, help=text)
+            parser.add_argument(f"--{f.name}", default=default, metavar=metavar, help=text)
     values = vars(parser.parse_args(argv))
     for f in dataclasses.fields(kind):
         if isinstance(values[f.name], str):

@@ -1,5 +1,7 @@
 """Train a diffusion model: `python main.py`. Running the same command again resumes.
 
+`python main.py --teacher CHECKPOINT` distils one: what comes of it draws in one network call.
+
 Writes checkpoints/<experiment>/, outputs/<experiment>/ (loss curve, sample grids, run.json) and
 runs/<experiment>/ (`tensorboard --logdir runs`). `torchrun --nproc_per_node N main.py` trains with
 N processes, on as many GPUs where there are.
@@ -7,6 +9,7 @@ N processes, on as many GPUs where there are.
 
 from config import TrainConfig, parse
 from training.denoising import DenoisingTrainer
+from training.distiller import DistillingTrainer, inherited
 from training.loop import train
 from utils import distributed
 from utils.data_loader import load_dataset
@@ -16,10 +19,13 @@ from utils.script import run
 
 def main() -> None:
     cfg = parse(TrainConfig, "Train a diffusion model.")
+    if cfg.teacher:
+        cfg = parse(TrainConfig, "Distil a diffusion model.", **inherited(cfg.teacher))
     device = pick_device(cfg.device, cfg.precision)
     with distributed.joined(device):
         data = load_dataset(cfg.dataset, cfg.data_dir, "train", cfg.test_dir, cfg.train_size)
-        path = train(DenoisingTrainer(cfg, data.info, device), data)
+        trainer = DistillingTrainer if cfg.teacher else DenoisingTrainer
+        path = train(trainer(cfg, data.info, device), data)
         if distributed.is_first():
             print(f"trained: {path}\nsamples: python generate.py --checkpoint {path}")
 

@@ -24,7 +24,16 @@ from benchmarks.common import (
     write_table,
 )
 from benchmarks.figures import plot_sampler_curves
-from config import DATA_DIR, DEVICES, GUIDED, SAMPLER, SamplingConfig, UserError, setting
+from config import (
+    DATA_DIR,
+    DEVICES,
+    FEW_STEP_SAMPLER,
+    GUIDED,
+    SAMPLER,
+    SamplingConfig,
+    UserError,
+    setting,
+)
 from models.trained import TrainedModel, load_trained
 from sampling.draw import count_evaluated, guidance_at, labels_for, resolve
 from sampling.samplers import SAMPLERS
@@ -58,6 +67,9 @@ def sample(cfg: SpeedConfig) -> None:
     write_table("sample", header, rows)
 
 
+FEW = 4  # calls: a distilled network gains nothing by more
+
+
 @dataclass(frozen=True)
 class SamplersConfig(SamplingConfig):
     """What to draw with, how often the network may be called, and how closely to look.
@@ -66,7 +78,10 @@ class SamplersConfig(SamplingConfig):
     """
 
     checkpoint: str = setting("checkpoints/pretrained/unet.pth", "the model to sample from")
-    calls: str = setting("4,6,8,10,15,20,50,100,300", "network calls an image, at most")
+    distilled: str = setting(
+        "checkpoints/pretrained/unet_fewstep.pth", "what it was distilled into, if that file exists"
+    )
+    calls: str = setting("1,2,4,6,8,10,15,20,50,100,300", "network calls an image, at most")
     num_samples: int = setting(10_000, "images for each score", low=40)
     inception: int | None = setting(None, "score N of them by Inception as well (768)", low=40)
     seed: int = setting(SEARCH_SEED, "of the samples", low=0, high=2**63 - 1)
@@ -125,6 +140,7 @@ def samplers(cfg: SamplersConfig) -> None:
     file = f"samplers_{content_hash(Path(cfg.checkpoint).read_bytes())}.json"
     measured = Measured(FOLDER / file, spaces)
     curves = sampler_curves(cfg, model, measured, calls)
+    add_distilled(cfg, curves, measured, calls)
     titles = [f"FID, {name}, n = {n:,}" for name, n, _ in spaces]
     for (name, _, _), title, curve_of in zip(spaces, titles, curves, strict=True):
         rows = [
@@ -144,7 +160,8 @@ def sampler_curves(
     train = load_dataset("mnist", cfg.data_dir, "train").images
     floors = measured.scores(real, partial(stand_ins, train))
     curves = [{real: dict.fromkeys(calls, floor)} for floor in floors]
-    entries = [(name, 1.0) for name in SAMPLERS] + [(SAMPLER, resolve(cfg, model).guidance)]
+    samplers = [name for name in SAMPLERS if model.few_step == (name == FEW_STEP_SAMPLER)]
+    entries = [(name, 1.0) for name in samplers] + [(SAMPLER, resolve(cfg, model).guidance)]
     for sampler, guidance in dict.fromkeys(entries):  # an unguided network's two are one
         if cfg.sampler not in (None, sampler):
             continue
@@ -160,6 +177,22 @@ def sampler_curves(
             for curve, value in zip(curves, found, strict=True):
                 curve.setdefault(row, {})[most] = value
     return curves
+
+
+def add_distilled(
+    cfg: SamplersConfig, curves: list[dict[str, dict]], measured: Measured, calls: list[int]
+) -> None:
+    """Add a row to the `curves`: the distilled network, at up to FEW calls."""
+    path = Path(cfg.distilled)
+    if not path.exists() or cfg.sampler not in (None, FEW_STEP_SAMPLER):
+        return
+    model = load_trained(path, pick_device(cfg.device), "--distilled")
+    for steps in (k for k in calls if k <= FEW):
+        sampling = SamplingConfig(steps=steps, seed=cfg.seed, batch_size=cfg.batch_size)
+        what = f"{path.stem} {content_hash(path.read_bytes())}, {steps} steps"
+        found = measured.scores(what, partial(draw, model, sampling=sampling))
+        for curve, value in zip(curves, found, strict=True):
+            curve.setdefault(f"{FEW_STEP_SAMPLER}, {path.stem}", {})[steps] = value
 
 
 ABOVE_GUIDED = (GUIDED[1], 12.0)  # to show what guidance does there

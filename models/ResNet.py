@@ -22,6 +22,7 @@ class ResNet(NoisePredictor):
 
     def __init__(self, in_channels: int = 1, width: int = 96, num_classes: int = 0, depth: int = 7):
         super().__init__(num_classes)
+        self.critic_layers = tuple(f"blocks.{k}" for k in range(depth - 1, -1, -2))
         self.condition = Conditioning(2 * width, num_classes)
         self.stem = nn.Conv2d(4 * in_channels, width, 3, padding=1)
         self.blocks = nn.ModuleList(

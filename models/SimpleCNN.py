@@ -20,6 +20,8 @@ class SimpleCNN(NoisePredictor):
         num_classes: 0, or the number of labels (label `num_classes` is then the null label).
     """
 
+    critic_layers = ("convs.1", "convs.3", "convs.5", "convs.7")
+
     def __init__(self, in_channels: int = 1, width: int = 64, num_classes: int = 0):
         super().__init__(num_classes)
         self.condition = Conditioning(2 * width, num_classes)

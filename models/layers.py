@@ -1,6 +1,8 @@
 """What the networks share: their base, conditioning on t and y, and the residual block."""
 
+import contextlib
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -27,13 +29,37 @@ class NoisePredictor(nn.Module):
         num_classes: 0, or the number of labels (label `num_classes` is then the null label).
         outer: the names of the parts that meet images, labels or predictions. Muon is for the
             weights between other layers, so AdamW trains these.
+        critic_layers: the names of the parts whose output, each (B, channels, h, w), tells images
+            apart: a critic looks at them.
     """
 
     outer: tuple[str, ...] = ("stem", "head", "condition.label")
+    critic_layers: tuple[str, ...] = ("stem",)
 
     def __init__(self, num_classes: int):
         super().__init__()
         self.num_classes = num_classes
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[list[Tensor]]:
+        """In a `with`: a list that grows by what the `critic_layers` give in each call."""
+        maps: list[Tensor] = []
+        hooks = [
+            self.get_submodule(name).register_forward_hook(lambda *call: maps.append(call[-1]))
+            for name in self.critic_layers
+        ]
+        try:
+            yield maps
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def tell_apart(self, kinds: int) -> None:
+        """Take more labels: y + k (num_classes + 1) is label y, of an image of kind k < `kinds`.
+
+        At first all kinds are treated alike. Without labels, y is 0.
+        """
+        self.condition.repeat_labels(kinds)
 
 
 class Conditioning(nn.Module):
@@ -45,9 +71,17 @@ class Conditioning(nn.Module):
 
     def __init__(self, dim: int, num_classes: int = 0):
         super().__init__()
-        self.num_classes = num_classes
+        self.num_classes, self.dim = num_classes, dim
         self.mlp = nn.Sequential(nn.Linear(64, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.label = nn.Embedding(num_classes + 1, dim) if num_classes else None
+
+    def repeat_labels(self, times: int) -> None:
+        """Have each label, the null label too, `times` times, all of them alike at first."""
+        if self.label is None:
+            vectors = torch.zeros(1, self.dim, device=self.mlp[0].weight.device)
+        else:
+            vectors = self.label.weight.detach()
+        self.label = nn.Embedding.from_pretrained(vectors.repeat(times, 1), freeze=False)
 
     def forward(self, t: Tensor, y: Tensor | None) -> Tensor:
         """Raises ValueError when labels are given to a network that has none."""

@@ -47,6 +47,8 @@ class UNet(NoisePredictor):
         num_classes: 0, or the number of labels (label `num_classes` is then the null label).
     """
 
+    critic_layers = ("down1", "down2", "middle2", "up1")
+
     def __init__(self, in_channels: int = 1, width: int = 64, num_classes: int = 0):
         super().__init__(num_classes)
         cond_dim, deep = 2 * width, 2 * width

@@ -17,6 +17,22 @@ from utils.device import autocast
 from utils.random import Stream, generator
 
 
+def prepare(cfg: TrainConfig) -> None:
+    """Repeat what was asked to be repeatable; the weights made from here on are the seed's."""
+    if cfg.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.set_rng_state(generator(Stream.WEIGHTS, cfg.seed).get_state())
+
+
+def restore(own: torch.Generator, state: dict, seed: int) -> None:
+    """Let a trainer's generator go on from a checkpoint's `state`."""
+    saved = state["generator"].cpu()
+    if state["device"] != own.device.type:  # has another kind of state: start a new stream
+        saved = generator(Stream.NOISE, seed, int(state["step"]), device=own.device).get_state()
+    own.set_state(saved)
+
+
 class DenoisingTrainer:
     """Learns to predict noise, by the loss of `Diffusion`. All that `training.loop` asks of it:
 
@@ -27,10 +43,7 @@ class DenoisingTrainer:
     """
 
     def __init__(self, cfg: TrainConfig, data: DatasetInfo, device: torch.device):
-        if cfg.deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.use_deterministic_algorithms(True)
-        torch.set_rng_state(generator(Stream.WEIGHTS, cfg.seed).get_state())
+        prepare(cfg)
         self.cfg, self.data, self.device = cfg, data, device
         self.net = build_model(cfg, data).to(device, memory_format=torch.channels_last)
         self.diffusion = build_diffusion(cfg, device)
@@ -82,9 +95,4 @@ class DenoisingTrainer:
     def load_state(self, state: dict) -> None:
         """Go on from `state`. Raises KeyError, TypeError, ValueError or RuntimeError on others."""
         self.optimization.load_state(state)
-        if state["device"] == self.device.type:
-            self.generator.set_state(state["generator"].cpu())
-        else:  # another kind of device has another kind of state: start a new stream
-            step = int(state["step"])
-            fresh = generator(Stream.NOISE, self.cfg.seed, step, device=self.device)
-            self.generator.set_state(fresh.get_state())
+        restore(self.generator, state, self.cfg.seed)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from config import TrainConfig, UserError
 from models.layers import NoisePredictor
@@ -44,20 +44,20 @@ class Optimization:
 
     Attributes:
         net: the network that learns.
-        ema: its average.
+        ema: its average, or None.
         taken, skipped: how many steps changed the weights, and how many had a bad gradient.
     """
 
     def __init__(
         self,
-        net: NoisePredictor,
+        net: nn.Module,
         optimizers: list[torch.optim.Optimizer],
         *,
         grad_clip: float,
-        ema_length: float,
+        ema_length: float | None,
     ):
         self.net, self.optimizers, self.grad_clip = net, optimizers, grad_clip
-        self.ema = EMA(net, ema_length)
+        self.ema = EMA(net, ema_length) if ema_length else None
         self.taken, self.skipped, self.bad_in_a_row = 0, 0, 0
 
     def step(self, loss: Loss, *inputs: Tensor, lr: float) -> tuple[Tensor, Tensor]:
@@ -66,20 +66,27 @@ class Optimization:
         Returns the loss and the gradient's norm, on the device. A step whose gradient is not finite
         changes nothing but the count. Raises UserError at the third of them in a row.
         """
-        self.set_lr(lr)
         value = loss(*inputs)
-        norm = self.differentiate(value)
+        self.net.zero_grad()
+        value.backward()
+        return value.detach(), self.follow(lr)
+
+    def follow(self, lr: float) -> Tensor:
+        """Follow the gradient that the weights have, as `step` does; returns its norm."""
+        self.set_lr(lr)
+        norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.grad_clip)
         if norm.isfinite():
             for optimizer in self.optimizers:
                 optimizer.step()
             self.taken += 1
-            self.ema.update(self.net, self.taken)
+            if self.ema:
+                self.ema.update(self.net, self.taken)
             self.bad_in_a_row = 0
         else:
             self.skipped += 1
             self.bad_in_a_row += 1
             self.check()
-        return value.detach(), norm
+        return norm
 
     def set_lr(self, lr: float) -> None:
         for optimizer in self.optimizers:
@@ -103,7 +110,7 @@ class Optimization:
         """What a checkpoint holds of it."""
         return {
             "network": self.net.state_dict(),
-            "ema": self.ema.model.state_dict(),
+            "ema": self.ema.model.state_dict() if self.ema else {},
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "taken": self.taken,
             "skipped": self.skipped,
@@ -115,7 +122,8 @@ class Optimization:
         Raises KeyError, TypeError, ValueError or RuntimeError on what does not fit.
         """
         self.net.load_state_dict(state["network"])
-        self.ema.model.load_state_dict(state["ema"])
+        if self.ema:
+            self.ema.model.load_state_dict(state["ema"])
         for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(kept)
             for p, values in optimizer.state.items():  # torch does not look at their shapes

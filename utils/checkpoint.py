@@ -153,6 +153,7 @@ def main() -> None:
     checkpoint = load_checkpoint(path, flag="IN")
     sampling = checkpoint["sampling"] | parse(SamplingConfig, "", sys.argv[3:]).carried()
     config = {**vars(checkpoint["config"]), "data_dir": DATA_DIR, "test_dir": None}  # nobody's path
+    config["teacher"] = config["teacher"] and Path(config["teacher"]).name
     half = {name: weight.half() for name, weight in checkpoint["ema"].items()}
     data = dataclasses.asdict(checkpoint["data"])
     shared = {"config": config, "data": data, "sampling": sampling, "ema": half}

@@ -73,6 +73,15 @@ def mean(values: Tensor) -> Tensor:
     return _sum(values) / size()
 
 
+def average(tensors: list[Tensor]) -> None:
+    """Replace tensors of one kind by their means over the processes, in one message."""
+    if size() > 1:
+        means = mean(torch.cat([tensor.flatten() for tensor in tensors]))
+        parts = means.split([tensor.numel() for tensor in tensors])
+        for tensor, part in zip(tensors, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+
 def _sum(values: Tensor) -> Tensor:
     if size() > 1:
         dist.all_reduce(values)

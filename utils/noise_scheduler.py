@@ -37,7 +37,7 @@ TensorMap = Callable[[torch.Tensor], torch.Tensor]
 SIGMA_START = 20.0  # where spacings in sigma begin; images in [-1, 1] leave a trace below it
 
 # of a distilled network's further calls: where it is trained to mend, and the lowest of several
-FEW_STEP_LEVELS = (1.5, 1.0)
+FEW_STEP_LEVELS = (1.5, 1.25)
 
 ALPHA_BARS: dict[str, Callable[[int], torch.Tensor]] = {
     "cosine": cosine_alpha_bar,
