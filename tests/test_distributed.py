@@ -96,7 +96,7 @@ def test_two_ranks_draw_and_score_what_one_does(cli, tiny_checkpoint):
     finish(torchrun(2, "validation", *score, "two.json"))
     one, two = (json.loads(Path(f"{name}.json").read_text()) for name in ("one", "two"))
     assert one["fid"] == pytest.approx(two["fid"], rel=1e-6)
-    assert one["network_calls"] == two["network_calls"] == 5  # of 4 steps, one is guided
+    assert one["network_calls"] == two["network_calls"] == 6  # of 4 steps, two are guided
 
 
 def test_a_rank_that_dies_ends_the_others():
