@@ -373,8 +373,8 @@ def test_samplers_and_guidance_get_the_calls_they_are_said_to(cli, monkeypatch, 
     rows = [line.strip("| ").split(" | ") for line in stdout.splitlines()[3:7]]
     assert [row[:3] for row in rows] == [
         ["0", "all", "8"],
-        ["2", "0.6 to 2", "9"],
-        ["2", "2 to 12", "9"],
+        ["2", "0.6 to 2", "10"],
+        ["2", "2 to 12", "10"],
         ["2", "all", "16"],
     ]
     assert float(rows[0][3]) < 0.5 < float(rows[3][3])  # agreement with the labels
