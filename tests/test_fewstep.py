@@ -8,6 +8,8 @@ from config import FEW_STEP_SAMPLER, SamplingConfig
 from models.trained import load_trained
 from sampling.draw import count_evaluated, draws_noise, resolve, sample_images
 from sampling.samplers import sample_consistency
+from tests.conftest import ROOT
+from utils.data_loader import DATASETS
 
 MEAN, SPREAD = 0.3, 0.2
 FEW_STEP = {"sampler": FEW_STEP_SAMPLER, "steps": 1, "spacing": "fewstep", "guidance": 1.0}
@@ -75,3 +77,15 @@ def test_between_two_seeds_one_call_leads_from_image_to_image(cli, distilled):
 )
 def test_what_a_distilled_network_cannot_do_is_said_in_a_line(refuses, distilled, flags, words):
     refuses("generate", "--checkpoint", distilled, *flags, words=words)
+
+
+def test_the_benchmark_of_samplers_has_a_row_for_a_distilled_network(cli, distilled, monkeypatch):
+    monkeypatch.setitem(DATASETS, "mnist", DATASETS["synthetic"])
+    monkeypatch.setattr("utils.data_loader.SYNTHETIC_SIZE", {"train": 100, "test": 100})
+    flags = ["--checkpoint", ROOT / "checkpoints/pretrained/cnn.pth", "--distilled", distilled]
+    flags += ["--sampler", FEW_STEP_SAMPLER, "--calls", "1,2,8", "--num_samples", 40]
+    status, stdout, stderr = cli("benchmarks", "samplers", *flags)
+    assert status == 0, stderr
+    (row,) = (line for line in stdout.splitlines() if line.startswith("| consistency, distilled"))
+    one, two, eight = row.strip("| ").split(" | ")[1:]
+    assert float(one) > 0 < float(two) and eight == "-"
