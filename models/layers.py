@@ -73,7 +73,10 @@ class Conditioning(nn.Module):
         super().__init__()
         self.num_classes, self.dim = num_classes, dim
         self.mlp = nn.Sequential(nn.Linear(64, dim), nn.SiLU(), nn.Linear(dim, dim))
-        self.label = nn.Embedding(num_classes + 1, dim) if num_classes else None
+        self.label = None
+        if num_classes:  # the last row is "no label"; randn, for it is fast on the meta device too
+            rows = torch.randn(num_classes + 1, dim)
+            self.label = nn.Embedding.from_pretrained(rows, freeze=False)
 
     def repeat_labels(self, times: int) -> None:
         """Have each label, the null label too, `times` times, all of them alike at first."""

@@ -27,7 +27,7 @@ def torchrun(ranks, script, *arguments, **options):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc_per_node", str(ranks), str(ROOT / f"{script}.py"), *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=WITH_PATH, **pipes, **options)
+    return subprocess.Popen(command, **{"env": WITH_PATH, **pipes, **options})
 
 
 def finish(process):
@@ -50,6 +50,13 @@ def wait_for_checkpoint(name, process):
 
 def last(name):
     return torch.load(list_checkpoints(Path("checkpoints") / name)[-1], weights_only=True)
+
+
+LAST_WORDS = """
+import atexit, os, pathlib
+names = lambda: [path.read_text() for path in pathlib.Path("/proc/self/task").glob("*/comm")]
+atexit.register(lambda: print("alive at the end:", "".join(names()).split()))
+"""
 
 
 TRAIN = [*TINY, "--precision", "fp32", "--device", "cpu", "--lr", 0.001, "--sample_every", 0]
@@ -76,8 +83,11 @@ def test_two_ranks_equal_one_and_checkpoints_move_between_them(cli):
             for key, weight in a[part].items():
                 torch.testing.assert_close(b[part][key], weight, atol=2e-5, rtol=1e-4, msg=key)
         assert torch.equal(a["generator"], b["generator"])
-    assert "resuming" in finish(torchrun(2, "main", *start, 6))
-    assert last("moved")["step"] == 24
+    Path("sitecustomize.py").write_text(LAST_WORDS)  # Python imports it first
+    env = {**WITH_PATH, "PYTHONPATH": f"{ROOT}:{Path.cwd()}"}
+    stdout = finish(torchrun(2, "main", *start, 6, env=env))
+    assert "resuming" in stdout and last("moved")["step"] == 24
+    assert stdout.count("alive at the end") == 3 and "gloo" not in stdout  # torchrun's own, too
 
 
 def test_two_ranks_draw_and_score_what_one_does(cli, tiny_checkpoint):

@@ -60,7 +60,7 @@ class DenoisingTrainer:
             if cfg.compile:
                 self.called = torch.compile(self.net, mode="reduce-overhead")
             if distributed.size() > 1:  # averages the gradients
-                self.called = DistributedDataParallel(self.called, broadcast_buffers=False)
+                self.called = DistributedDataParallel(self.called)
             self.optimization = Optimization(self.net, optimizers, **options)
         self.model = TrainedModel(cfg, data, self.diffusion, self.optimization.ema.model)
 

@@ -6,6 +6,7 @@ result does not depend on how many there are, and checkpoints move between any n
 
 import contextlib
 import datetime
+import gc
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -23,6 +24,8 @@ def joined(device: torch.device) -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
         return
+    import torch._dynamo  # noqa: F401  imported later, it would hold the group for good
+
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -30,6 +33,7 @@ def joined(device: torch.device) -> Iterator[None]:
     try:
         yield
     finally:
+        gc.collect()  # so that nothing holds the group: its threads must end before Python does
         dist.destroy_process_group()
 
 
