@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torchvision
 
 from config import UserError
 from tests.conftest import DIGITS
@@ -39,7 +40,7 @@ def test_mnist_files_that_are_there_are_read_without_download(mnist, monkeypatch
     def no_download(self):
         raise AssertionError("tried to download")
 
-    monkeypatch.setattr(data_loader.TORCHVISION["mnist"][0], "download", no_download)
+    monkeypatch.setattr(torchvision.datasets.MNIST, "download", no_download)
     for split in ("train", "test"):
         data = load_dataset("mnist", str(mnist), split)
         images, labels = data.images, data.labels
@@ -54,7 +55,7 @@ def test_a_failed_download_says_what_to_do(refuses, own_folder, monkeypatch, nam
     def offline(self):
         raise OSError("no network")
 
-    monkeypatch.setattr(data_loader.TORCHVISION[name][0], "download", offline)
+    monkeypatch.setattr(data_loader._class(name), "download", offline)
     words = (f"--dataset {name}", "--data_dir", "--dataset synthetic")
     refuses("main", "--dataset", name, words=words)
     assert not list((own_folder / "checkpoints").glob("*/*"))
@@ -132,6 +133,6 @@ def test_unknown_errors_of_the_reader_are_corruption_too(mnist, monkeypatch):
     def broken(self):
         raise IndexError("boom")
 
-    monkeypatch.setattr(data_loader.TORCHVISION["mnist"][0], "_load_data", broken)
+    monkeypatch.setattr(torchvision.datasets.MNIST, "_load_data", broken)
     with pytest.raises(UserError, match="corrupt"):
         load_dataset("mnist", str(mnist), "train")

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 
 from config import GUIDANCE, TrainConfig
@@ -12,6 +13,7 @@ from models import build_model
 from sampling.requests import slerp
 from tests.conftest import DIGITS, ROOT, save_model
 from utils.synthetic import synthetic_digits
+from utils.visualization import make_grid
 
 SHIPPED = ROOT / "checkpoints" / "pretrained" / "unet.pth"
 
@@ -49,6 +51,18 @@ def picture(own_folder):
     pixels = synthetic_digits(1, seed=5)[0][0, 0].numpy()
     Image.fromarray(pixels).save("digit.png")
     return "digit.png", pixels
+
+
+@pytest.mark.parametrize(
+    "count, columns, channels", [(7, 3, 1), (4, None, 3), (3, 3, 1), (2, 9, 3)]
+)
+@pytest.mark.parametrize("padding", [0, 2])
+def test_a_grid_is_that_of_torchvision(count, columns, channels, padding):
+    images = torch.randint(256, (count, channels, 5, 6), dtype=torch.uint8)
+    grid = make_grid(images, columns, padding)
+    columns = columns or 2
+    theirs = torchvision.utils.make_grid(images, nrow=columns, padding=padding)[:channels]
+    assert torch.equal(grid, theirs)
 
 
 def test_classes_in_three_ways(draw):

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import torchvision
 from torch import Tensor
 
 from config import DATA_DIR, UserError
@@ -103,11 +102,9 @@ def describe(name: str, images: Tensor) -> DatasetInfo:
 
     Its classes are those known by name, and come equally often.
     """
-    if name == "synthetic":
-        names = DIGITS
-    else:
-        dataset, _ = TORCHVISION.get(name, (None, ()))
-        names = _short_names(getattr(dataset, "classes", None) or ())
+    names = DIGITS if name in ("mnist", "synthetic") else ()
+    if not names and name in TORCHVISION:
+        names = _short_names(getattr(_class(name), "classes", None) or ())
     shares = (1 / max(1, len(names)),) * len(names)
     return DatasetInfo(name, *images.shape[1:], names, shares)
 
@@ -125,17 +122,23 @@ def _synthetic(data_dir: str, split: str, test_dir: str | None) -> Split:
     return images, labels, DIGITS
 
 
-TORCHVISION = {  # class, and the shape of an image (C, H, W)
-    "mnist": (torchvision.datasets.MNIST, (1, 28, 28)),
-    "fashion_mnist": (torchvision.datasets.FashionMNIST, (1, 28, 28)),
-    "kmnist": (torchvision.datasets.KMNIST, (1, 28, 28)),
-    "cifar10": (torchvision.datasets.CIFAR10, (3, 32, 32)),
+TORCHVISION = {  # its name there, and the shape of an image (C, H, W)
+    "mnist": ("MNIST", (1, 28, 28)),
+    "fashion_mnist": ("FashionMNIST", (1, 28, 28)),
+    "kmnist": ("KMNIST", (1, 28, 28)),
+    "cifar10": ("CIFAR10", (3, 32, 32)),
 }
+
+
+def _class(name: str) -> type:
+    from torchvision import datasets  # slow to import, and only needed here
+
+    return getattr(datasets, TORCHVISION[name][0])
 
 
 def _torchvision(name: str, data_dir: str, split: str, test_dir: str | None) -> Split:
     """A data set of torchvision, on the disk already or downloaded to it."""
-    dataset, shape = TORCHVISION[name]
+    dataset, shape = _class(name), TORCHVISION[name][1]
     folder = Path(data_dir) / getattr(dataset, "base_folder", f"{dataset.__name__}/raw")
     read = partial(dataset, data_dir, train=split == "train")
     try:  # what is there already: no network, no writing

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
@@ -21,9 +20,13 @@ STRIP_ROWS, STRIP_COLUMNS = 8, 12
 
 def make_grid(images: Tensor, columns: int | None = None, padding: int = 2) -> Tensor:
     """Images (N, C, H, W) uint8 -> one uint8 (C, H', W'), row by row, as square as it gets."""
-    columns = columns or math.ceil(math.sqrt(len(images)))
-    grid = torchvision.utils.make_grid(images.cpu(), nrow=columns, padding=padding)
-    return grid[: images.shape[1]]  # which makes RGB of grey images
+    columns = min(columns or math.ceil(math.sqrt(len(images))), len(images))
+    rows = math.ceil(len(images) / columns)
+    cells = F.pad(images.cpu(), (padding, 0, padding, 0))  # left and top of each
+    cells = F.pad(cells, (0, 0, 0, 0, 0, 0, 0, rows * columns - len(images)))
+    _, channels, height, width = cells.shape
+    cells = cells.view(rows, columns, channels, height, width).permute(2, 0, 3, 1, 4)
+    return F.pad(cells.reshape(channels, rows * height, columns * width), (0, padding, 0, padding))
 
 
 def strip(frames: Tensor) -> Tensor:
