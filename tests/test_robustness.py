@@ -14,6 +14,7 @@ import torch
 
 from models.diffusion import Diffusion
 from tests.conftest import TINY, WITH_PATH, same, shell
+from training.denoising import DenoisingTrainer
 from training.graphed import GraphedOptimization
 from training.guard import locked
 from training.optimization import Optimization
@@ -56,6 +57,29 @@ def test_kill_9_at_any_moment_loses_nothing(own_folder):
     )
     assert result.returncode == 0, result.stderr
     assert int(result.stdout.split()[-2]) >= 2
+
+
+def test_a_slow_step_saves_and_shows_by_the_clock(cli, monkeypatch):
+    """Not at every 50th step alone, which on a slow computer comes after minutes."""
+    flags = [*TINY, "--batch_size", 10, "--epochs", 1, "--device", "cpu", "--experiment_name"]
+    assert cli("main", *flags, "whole")[0] == 0
+    step = DenoisingTrainer.train_step
+
+    def slow(trainer, *given):
+        time.sleep(0.02)
+        if trainer.optimization.taken == 15:
+            raise KeyboardInterrupt
+        return step(trainer, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DenoisingTrainer, "train_step", slow)
+        patch.setattr("training.loop.SHOW_EVERY", 0.05)
+        status, _, stderr = cli("main", *flags, "cut", "--save_every", 0.001)
+    assert status == 130 and "loss" in stderr
+    assert 8 <= last_checkpoint("cut")["step"] <= 15
+    assert cli("main", *flags, "cut")[0] == 0
+    one, other = last_checkpoint("whole"), last_checkpoint("cut")
+    assert same(one["ema"], other["ema"]) and same(one["optimizers"], other["optimizers"])
 
 
 def test_two_runs_in_one_folder(cli, refuses):

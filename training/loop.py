@@ -32,6 +32,7 @@ from utils.tensorboard_logger import TensorBoardLogger
 from utils.visualization import make_grid, plot_loss, plot_schedule, save_figure, save_png
 
 LOG_EVERY = 50  # optimizer steps
+SHOW_EVERY = 1.0  # seconds between looks at the loss, which wait for the device
 MAY_CHANGE = {"data_dir", "device", "save_every", "keep", "sample_every", "epochs", "max_minutes"}
 MAY_CHANGE |= {"deterministic"}
 
@@ -59,6 +60,7 @@ class Run:
         step: of all epochs.
         minutes: of training, without pictures and scores.
         stopped: the number of the signal that ends the run, or 0.
+        saved: when the last checkpoint was written, by time.monotonic().
         history: what was reported: `step` and `loss`.
         changes: settings that were changed on the way, a line each.
     """
@@ -74,6 +76,7 @@ class Run:
             )
         self.steps_per_epoch = count // self.batch_size
         self.step, self.minutes, self.stopped = 0, 0.0, 0
+        self.saved = time.monotonic()
         self.environment, self.changes = environment(trainer.device), []
         self.history: dict[str, list] = {"step": [], "loss": []}
 
@@ -88,12 +91,18 @@ class Run:
         """The number, from 0, of the epoch that the last step belongs to."""
         return (self.step - 1) // self.steps_per_epoch
 
+    @property
+    def save_is_due(self) -> bool:
+        """True where `save_every` minutes have gone by since the last checkpoint."""
+        return time.monotonic() - self.saved > 60 * self.cfg.save_every
+
     def save(self) -> Path:
         """Write the checkpoint of the current epoch; its path."""
         path = self.folder / f"model_epoch_{self.epoch}.pth"
         if distributed.is_first():
             save_checkpoint(path, self.state())
             prune_checkpoints(self.folder, self.cfg.keep)
+        self.saved = time.monotonic()
         return path
 
     def state(self) -> dict:
@@ -195,39 +204,42 @@ def train_epoch(
     stop: StopSignals,
 ) -> None:
     """What is left of one epoch, or of the time budget; saves every `save_every` minutes."""
-    cfg, trainer, epoch = run.cfg, run.trainer, run.step // run.steps_per_epoch
-    done = run.step - epoch * run.steps_per_epoch
+    cfg, trainer = run.cfg, run.trainer
+    epoch, done = divmod(run.step, run.steps_per_epoch)
     batches = list(epoch_batches(len(images), cfg.batch_size, cfg.seed, epoch))[done:]
     batches = torch.stack(batches).to(trainer.device)  # at once: a copy waits for all steps so far
-    bar = tqdm(
-        batches, desc=f"epoch {epoch}", unit="step", dynamic_ncols=True, disable=logger is None
-    )
-    start, minutes_before = time.monotonic(), run.minutes
-    last_save = last_report = start
+    bar = tqdm(batches, f"epoch {epoch}", unit="step", dynamic_ncols=True, disable=logger is None)
+    minutes_before, start = run.minutes, time.monotonic()
+    shown = reported = start
     recent = []  # (loss, gradient norm) on the device: reading them would wait for it
     for index in bar:
         pair = trainer.train_step(to_model_range(images[index]), labels[index], run.progress)
         run.step += 1
         recent.append(torch.stack(pair))
-        minutes = minutes_before + (time.monotonic() - start) / 60
-        # all processes must end at one step, whatever their clocks say and whom a signal reached
-        run.minutes, run.stopped = distributed.of_first((minutes, stop.received))
+        now = time.monotonic()
+        minutes, show = minutes_before + (now - start) / 60, now - shown > SHOW_EVERY
+        # at one step all processes do the same, whatever their clocks say and whom a signal reached
+        run.minutes, run.stopped, show, save = distributed.of_first(
+            (minutes, stop.received, show, run.save_is_due)
+        )
         over = run.progress >= 1 or run.stopped
-        if over or run.step % LOG_EVERY == 0 or run.step % run.steps_per_epoch == 0:
+        log = over or run.step % LOG_EVERY == 0 or run.step % run.steps_per_epoch == 0
+        if log or show:
             trainer.optimization.check()
             loss, norm = distributed.mean(torch.stack(recent)).nanmean(dim=0).tolist()
-            now = time.monotonic()
+            shown = time.monotonic()
+            rate = len(recent) * len(index) / (shown - reported)
+            show_progress(run, bar, loss, rate)
+        if log:
             if logger:
-                rate = len(recent) * len(index) / (now - last_report)
-                report(run, logger, bar, loss, norm, rate)
+                report(run, logger, loss, norm, rate)
                 watch(run)
-            last_report, recent = time.monotonic(), []
-            start += last_report - now
-            if over:
-                break
-            if distributed.of_first(now - last_save > cfg.save_every * 60):
-                run.save()
-                last_save = now
+            reported, recent = time.monotonic(), []
+            start += reported - shown
+        if over:
+            break
+        if save:
+            run.save()
 
 
 def start_logs(run: Run, resumed: Path | None, outputs: Path, runs: Path) -> TensorBoardLogger:
@@ -244,17 +256,19 @@ def start_logs(run: Run, resumed: Path | None, outputs: Path, runs: Path) -> Ten
     return logger
 
 
-def report(
-    run: Run, logger: TensorBoardLogger, bar: tqdm, loss: float, norm: float, rate: float
-) -> None:
-    """Tell history, TensorBoard and the progress bar about the last few steps."""
-    optimization = run.trainer.optimization
+def report(run: Run, logger: TensorBoardLogger, loss: float, norm: float, rate: float) -> None:
+    """Tell history and TensorBoard about the last few steps."""
     run.history["step"].append(run.step)
     run.history["loss"].append(loss)
-    lr = optimization.optimizers[0].param_groups[0]["lr"]
+    lr = run.trainer.optimization.optimizers[0].param_groups[0]["lr"]
     logger.scalars(run.step, loss=loss, lr=lr, grad_norm=norm, images_per_second=rate)
+
+
+def show_progress(run: Run, bar: tqdm, loss: float, rate: float) -> None:
+    """What the progress bar says beside the number of steps."""
     left = run.minutes * (1 / max(run.progress, 1e-9) - 1)
-    skipped = f", {optimization.skipped} steps skipped" * (optimization.skipped > 0)
+    skipped = run.trainer.optimization.skipped
+    skipped = f", {skipped} steps skipped" * (skipped > 0)
     bar.set_postfix_str(f"loss {loss:.4f}, {rate:.0f} img/s, {clock(left)} left{skipped}")
 
 
