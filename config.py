@@ -35,7 +35,13 @@ Config = TypeVar("Config")
 
 
 class UserError(Exception):
-    """Bad input. Its text is one line naming the flag, the value got and the values allowed."""
+    """Bad input. Its text is one line naming the flag, the value got and the values allowed.
+
+    Attributes:
+        speaks: True where no other process says the same.
+    """
+
+    speaks = False
 
 
 def named(place: str) -> Any:

@@ -7,6 +7,8 @@ runs/<experiment>/ (`tensorboard --logdir runs`). `torchrun --nproc_per_node N m
 N processes, on as many GPUs where there are.
 """
 
+import shlex
+
 from config import TrainConfig, parse
 from training.denoising import DenoisingTrainer
 from training.distiller import DistillingTrainer, inherited
@@ -23,11 +25,13 @@ def main() -> None:
         cfg = parse(TrainConfig, "Distil a diffusion model.", **inherited(cfg.teacher))
     device = pick_device(cfg.device, cfg.precision)
     with distributed.joined(device):
-        data = load_dataset(cfg.dataset, cfg.data_dir, "train", cfg.test_dir, cfg.train_size)
+        with distributed.first_goes_ahead():
+            data = load_dataset(cfg.dataset, cfg.data_dir, "train", cfg.test_dir, cfg.train_size)
         trainer = DistillingTrainer if cfg.teacher else DenoisingTrainer
         path = train(trainer(cfg, data.info, device), data)
         if distributed.is_first():
-            print(f"trained: {path}\nsamples: python generate.py --checkpoint {path}")
+            command = shlex.join(["python", "generate.py", "--checkpoint", str(path)])
+            print(f"trained: {path}\nsamples: {command}")
 
 
 if __name__ == "__main__":

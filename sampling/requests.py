@@ -13,6 +13,7 @@ from torch import Tensor
 from config import DATA_DIR, FEW_STEP_SAMPLER, HALVES, SampleConfig, SamplingConfig, UserError
 from models.trained import TrainedModel
 from sampling.draw import draws_noise, encode_images, labels_for, resolve
+from utils import distributed
 from utils.data_loader import DatasetInfo, load_dataset, to_model_range, to_uint8
 from utils.image_checks import check_shape
 from utils.images import load_images, read_images, tell
@@ -133,7 +134,8 @@ def load_pictures(cfg: SampleConfig, model: TrainedModel) -> Tensor:
         trained = model.config
         data_dir = cfg.data_dir or trained.data_dir or DATA_DIR
         test_dir = cfg.test_dir or trained.test_dir
-        test = load_dataset(trained.dataset, data_dir, "test", test_dir, cfg.num_samples)
+        with distributed.first_goes_ahead():
+            test = load_dataset(trained.dataset, data_dir, "test", test_dir, cfg.num_samples)
         check_shape(test.images, model.data.shape, f"--{flag} {source}")
         return test.images
     found = read_images(Path(source), f"--{flag}", at_least=1)

@@ -1,5 +1,7 @@
+import gzip
 import struct
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -52,13 +54,42 @@ def test_mnist_files_that_are_there_are_read_without_download(mnist, monkeypatch
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "kmnist", "cifar10"])
 def test_a_failed_download_says_what_to_do(refuses, own_folder, monkeypatch, name):
-    def offline(self):
+    def cut(self):
+        Path(self.root, "half").write_bytes(b"half")
         raise OSError("no network")
 
-    monkeypatch.setattr(data_loader._class(name), "download", offline)
+    monkeypatch.setattr(data_loader._class(name), "download", cut)
     words = (f"--dataset {name}", "--data_dir", "--dataset synthetic")
-    refuses("main", "--dataset", name, words=words)
-    assert not list((own_folder / "checkpoints").glob("*/*"))
+    refuses("main", "--dataset", name, "--data_dir", "mistyped/name", words=words)
+    assert not list(own_folder.iterdir())
+
+
+def test_a_download_completes_what_is_there_and_changes_none_of_it(own_folder, monkeypatch):
+    def download(self):
+        for split in ("train", "test"):
+            write_idx(Path(self.root), *tiny(30), split)
+
+    monkeypatch.setattr(torchvision.datasets.MNIST, "download", download)
+    raw = write_idx(own_folder / "data", *tiny(20))
+    (raw / "train-labels-idx1-ubyte").unlink()
+    with pytest.raises(UserError, match="corrupt: 30 labels for images"):
+        load_dataset("mnist", "data", "train")
+    assert len(load_dataset("mnist", "data", "test").images) == 30
+    assert len(list(raw.iterdir())) == 4 and [p.name for p in Path("data").iterdir()] == ["MNIST"]
+
+
+def test_packed_files_are_read_as_they_are(refuses, mnist, monkeypatch):
+    monkeypatch.setattr(torchvision.datasets.MNIST, "download", None)
+    whole = load_dataset("mnist", str(mnist), "train")
+    for path in (mnist / "MNIST/raw").iterdir():
+        path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    packed = load_dataset("mnist", str(mnist), "train")
+    assert torch.equal(whole.images, packed.images) and torch.equal(whole.labels, packed.labels)
+    assert len(list((mnist / "MNIST/raw").iterdir())) == 4  # it writes nothing
+    path = mnist / "MNIST/raw/train-images-idx3-ubyte.gz"
+    path.write_bytes(path.read_bytes()[:-9])
+    refuses("main", "--data_dir", mnist, words=(f"--data_dir {mnist}", "corrupt"))
 
 
 def truncate(raw):
@@ -127,12 +158,3 @@ def test_ranges_round_trip():
     assert x[0] == -1 and x[-1] == 1 and x.dtype == torch.float32
     assert torch.equal(to_uint8(x), grey)
     assert to_uint8(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
-
-
-def test_unknown_errors_of_the_reader_are_corruption_too(mnist, monkeypatch):
-    def broken(self):
-        raise IndexError("boom")
-
-    monkeypatch.setattr(torchvision.datasets.MNIST, "_load_data", broken)
-    with pytest.raises(UserError, match="corrupt"):
-        load_dataset("mnist", str(mnist), "train")

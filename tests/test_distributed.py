@@ -1,11 +1,15 @@
 """Several processes under torchrun do what one does."""
 
+import gzip
+import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +17,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT, TINY, WITH_PATH
+from tests.test_data_loader import tiny, write_idx
 from utils.checkpoint import list_checkpoints
 from utils.synthetic import synthetic_digits
 
@@ -120,6 +125,98 @@ def test_a_rank_that_dies_ends_the_others():
     assert run.returncode != 0 and time.monotonic() - start < 45
     assert not Path(f"/proc/{first}").exists()
     assert torch.load(list_checkpoints(Path("checkpoints/a"))[-1], weights_only=True)["step"] > 0
+
+
+class SlowMirror(ThreadingHTTPServer):
+    """Serves `files`, each a while after it was asked for; `asked` are their names."""
+
+    def __init__(self, files):
+        super().__init__(("127.0.0.1", 0), SlowMirrorHandler)
+        self.files, self.asked = files, []
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+class SlowMirrorHandler(BaseHTTPRequestHandler):
+    def do_HEAD(self):
+        content = self.server.files[self.path[1:]]
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        return content
+
+    def do_GET(self):
+        self.server.asked.append(self.path[1:])
+        time.sleep(0.3)
+        self.wfile.write(self.do_HEAD())
+
+    def log_message(self, *arguments):
+        pass
+
+
+MIRROR = """
+import os
+if "LOCAL_RANK" in os.environ:
+    from torchvision.datasets import MNIST
+    MNIST.mirrors, MNIST.resources = ["http://127.0.0.1:{}/"], {}
+"""
+
+
+def test_one_of_two_processes_downloads_the_data():
+    for split in ("train", "test"):
+        raw = write_idx(Path("original"), *tiny(60), split)
+    files = {f"{path.name}.gz": gzip.compress(path.read_bytes()) for path in raw.iterdir()}
+    sums = [(name, hashlib.md5(content).hexdigest()) for name, content in files.items()]
+    with SlowMirror(files) as mirror:
+        Path("sitecustomize.py").write_text(MIRROR.format(mirror.server_port, sums))
+        env = {**WITH_PATH, "PYTHONPATH": f"{ROOT}:{Path.cwd()}", "no_proxy": "127.0.0.1"}
+        flags = ["--batch_size", 20, "--width", 8, "--timesteps", 20, "--epochs", 1]
+        finish(torchrun(2, "main", *flags, "--device", "cpu", "--experiment_name", "a", env=env))
+        mirror.shutdown()
+    assert set(mirror.asked) == set(files)
+    assert len(mirror.asked) <= 2 * len(files)  # torchvision first asks where a file really is
+    assert last("a")["step"] == 3 and last("a")["config"]["dataset"] == "mnist"
+
+
+FAILING = """
+import torch
+from config import UserError
+from utils import distributed
+from utils.script import run
+
+def main():
+    with distributed.joined(torch.device("cpu")):
+        if distributed.rank() == 1:
+            raise UserError("--flag: bad")
+        distributed.total(1)  # never comes about
+
+run(main)
+"""
+
+
+def test_an_error_of_any_process_is_told_once():
+    Path("failing.py").write_text(FAILING)
+    run = torchrun(3, Path("failing").absolute())
+    _, stderr = run.communicate(timeout=60)
+    assert run.returncode != 0 and stderr.count("failing.py: error: --flag: bad\n") == 1
+    assert "RuntimeError" not in stderr
+
+
+@pytest.mark.parametrize(
+    "variables, words",
+    [
+        ({"WORLD_SIZE": "2"}, ("WORLD_SIZE=2", "without RANK", "MASTER_ADDR", "torchrun")),
+        ({"RANK": "1"}, ("RANK=1", "without WORLD_SIZE")),
+        ({"WORLD_SIZE": "two"}, ("WORLD_SIZE=two", "number")),
+        ({"LOCAL_RANK": "-1", "WORLD_SIZE": "2"}, ("LOCAL_RANK=-1",)),
+        ({"WORLD_SIZE": "0"}, ("WORLD_SIZE=0 without RANK",)),
+    ],
+)
+def test_half_of_what_torchrun_sets_is_refused(
+    refuses, tiny_checkpoint, monkeypatch, variables, words
+):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    refuses("generate", "--checkpoint", tiny_checkpoint(), words=words)
 
 
 def test_a_batch_that_cannot_be_shared_is_refused():

@@ -1,12 +1,16 @@
 """Data sets as one resident uint8 tensor, and the facts of them that everything else reads."""
 
+import gzip
 import math
+import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -122,50 +126,93 @@ def _synthetic(data_dir: str, split: str, test_dir: str | None) -> Split:
     return images, labels, DIGITS
 
 
-TORCHVISION = {  # its name there, and the shape of an image (C, H, W)
-    "mnist": ("MNIST", (1, 28, 28)),
-    "fashion_mnist": ("FashionMNIST", (1, 28, 28)),
-    "kmnist": ("KMNIST", (1, 28, 28)),
-    "cifar10": ("CIFAR10", (3, 32, 32)),
+TORCHVISION = {  # its name there, where its files are, and the shape of an image (C, H, W)
+    "mnist": ("MNIST", "MNIST/raw", (1, 28, 28)),
+    "fashion_mnist": ("FashionMNIST", "FashionMNIST/raw", (1, 28, 28)),
+    "kmnist": ("KMNIST", "KMNIST/raw", (1, 28, 28)),
+    "cifar10": ("CIFAR10", "cifar-10-batches-py", (3, 32, 32)),
 }
 
 
 def _class(name: str) -> type:
-    from torchvision import datasets  # slow to import, and only needed here
+    from torchvision import datasets  # slow to import, and seldom needed
 
     return getattr(datasets, TORCHVISION[name][0])
 
 
 def _torchvision(name: str, data_dir: str, split: str, test_dir: str | None) -> Split:
-    """A data set of torchvision, on the disk already or downloaded to it."""
-    dataset, shape = _class(name), TORCHVISION[name][1]
-    folder = Path(data_dir) / getattr(dataset, "base_folder", f"{dataset.__name__}/raw")
-    read = partial(dataset, data_dir, train=split == "train")
-    try:  # what is there already: no network, no writing
-        loaded = read(download=False)
-    except Exception as error:
-        if not isinstance(error, RuntimeError) or "not found" not in str(error):
-            raise UserError(
-                f"--data_dir {data_dir}: files in {folder} are corrupt: {error}"
-            ) from None
-        loaded = _download(name, data_dir, folder, read)
-    images, labels = torch.as_tensor(loaded.data), torch.as_tensor(loaded.targets).long()
-    images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
-    names = _short_names(loaded.classes)
-    if images.shape != (len(labels), *shape) or not len(labels):
-        raise UserError(f"--data_dir {data_dir}: its {name} {split} files are corrupt")
-    if not 0 <= labels.min() <= labels.max() < len(names):
-        raise UserError(f"--data_dir {data_dir}: its {name} {split} files are corrupt")
-    return images.contiguous(), labels, names
-
-
-def _download(name: str, data_dir: str, folder: Path, read: Callable):
+    """A data set that torchvision knows, on the disk already or downloaded to it."""
+    root = Path(data_dir).expanduser()
+    _, files, shape = TORCHVISION[name]
+    read = _read_cifar10 if name == "cifar10" else partial(_read_idx, name)
     try:
-        return read(download=True)
+        try:  # what is there already: no network, no writing
+            images, labels, names = read(root, split)
+        except FileNotFoundError:
+            _download(name, root)
+            images, labels, names = read(root, split)
+        if images.shape != (len(labels), *shape) or not len(labels):
+            raise ValueError(f"{len(labels)} labels for images {tuple(images.shape)}")
+        if not 0 <= labels.min() <= labels.max() < len(names):
+            raise ValueError(f"labels up to {labels.max()} of {len(names)} classes")
+    except UserError:
+        raise
+    except Exception as error:  # half a dozen kinds, depending on which byte is wrong
+        problem = getattr(error, "strerror", None)
+        problem = f"cannot be read: {problem}" if problem else f"are corrupt: {error}"
+        where = f"--data_dir {data_dir}: {split} files in {root / files}"
+        raise UserError(f"{where} {problem}") from None
+    return images.contiguous(), labels.long(), names
+
+
+def _read_idx(name: str, root: Path, split: str) -> Split:
+    """Files in MNIST's own format, packed by gzip or not. Raises FileNotFoundError, ValueError."""
+    arrays, prefix = [], {"train": "train", "test": "t10k"}[split]
+    for part in ("images-idx3-ubyte", "labels-idx1-ubyte"):
+        path = root / TORCHVISION[name][1] / f"{prefix}-{part}"
+        packed = path.with_name(f"{path.name}.gz")
+        data = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
+        if data[:3] != b"\0\0\x08":
+            raise ValueError(f"{path.name} is no IDX file of bytes")
+        shape = np.frombuffer(data, ">i4", data[3], offset=4)
+        array = np.frombuffer(data, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
+        arrays.append(torch.from_numpy(array.copy()))
+    names = DIGITS if name == "mnist" else _short_names(_class(name).classes)
+    return arrays[0][:, None], arrays[1], names
+
+
+def _read_cifar10(root: Path, split: str) -> Split:
+    """CIFAR-10 by torchvision, which compares checksums. Raises FileNotFoundError where not."""
+    try:
+        loaded = _class("cifar10")(root, train=split == "train")
+    except RuntimeError as error:
+        raise FileNotFoundError(str(error)) from None
+    images = torch.from_numpy(loaded.data).permute(0, 3, 1, 2)
+    return images, torch.tensor(loaded.targets), tuple(loaded.classes)
+
+
+def _download(name: str, root: Path) -> None:
+    """Let torchvision download a data set to `root`. Raises UserError.
+
+    It works in a folder beside, which vanishes, so that others never read what is half there; what
+    was there already stays as it is.
+    """
+    folder = root / TORCHVISION[name][1]
+    near = next(path for path in (root.absolute(), *root.absolute().parents) if path.is_dir())
+    try:
+        with tempfile.TemporaryDirectory(prefix=".download_", dir=near) as private:
+            for packed in root.glob("*.tar.gz"):
+                Path(private, packed.name).symlink_to(packed.absolute())
+            _class(name)(private, download=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            for path in Path(private, TORCHVISION[name][1]).iterdir():
+                if not (folder / path.name).exists():
+                    os.replace(path, folder / path.name)
     except Exception as error:
+        reason = getattr(error, "strerror", None) or type(error).__name__
         raise UserError(
             f"--dataset {name}: no files in {folder} and the download failed"
-            f" ({type(error).__name__}): point --data_dir at a copy, or use --dataset synthetic"
+            f" ({reason}): point --data_dir at a copy, or use --dataset synthetic"
         ) from None
 
 

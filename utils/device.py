@@ -3,6 +3,7 @@
 import contextlib
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import torch
 
 from config import UserError
+from utils.distributed import local_rank
 
 
 def pick_device(name: str, precision: str = "auto") -> torch.device:
@@ -28,11 +30,20 @@ def pick_device(name: str, precision: str = "auto") -> torch.device:
     if name == "auto":
         name = next(device for device, ok in present.items() if ok)
     if name == "cuda" and present["cuda"]:  # one for each process of a torchrun
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        return torch.device("cuda", _own_gpu())
     if not present[name]:
         allowed = ", ".join(["auto", *(device for device, ok in present.items() if ok)])
         raise UserError(f"--device {name}: not on this machine, which has {allowed}")
     return torch.device(name)
+
+
+def _own_gpu() -> int:
+    number, count = local_rank(), torch.cuda.device_count()
+    processes = os.environ.get("LOCAL_WORLD_SIZE", "")  # so that all of them notice
+    processes = max(number + 1, int(processes) if processes.isdecimal() else 1)
+    if processes > count:
+        raise UserError(f"--device cuda: {processes} processes, but {count} GPUs on this machine")
+    return number
 
 
 def has_fast_bf16(device: torch.device) -> bool:
@@ -90,5 +101,5 @@ def environment(device: torch.device) -> dict[str, str]:
         "torch": str(torch.__version__),
         "hardware": hardware(device),
         "commit": commit,
-        "command": " ".join(["python", *sys.argv]),
+        "command": shlex.join(["python", *sys.argv]),
     }

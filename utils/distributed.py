@@ -14,27 +14,104 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+
+from config import UserError
 
 PATIENCE = datetime.timedelta(hours=2)  # for process 0, which scores while the others wait
+ARRIVAL = datetime.timedelta(minutes=10)  # of the last process after the first
+NUMBERS = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_PORT": 0}  # alone
+
+
+def _environment() -> dict[str, int]:
+    """What `torchrun` says of this process. Raises UserError where only a part is said.
+
+    Schedulers, notebooks and what was exported in a shell leave such parts behind.
+    """
+    numbers = {}
+    for name, alone in NUMBERS.items():
+        value = os.environ.get(name) or str(alone)
+        if not value.isdecimal():
+            raise UserError(f"environment: {name}={value}: must be a number, or not be set")
+        numbers[name] = int(value)
+    if (numbers["RANK"], numbers["WORLD_SIZE"]) != (0, 1):
+        names = (*NUMBERS, "MASTER_ADDR")
+        given = ", ".join(f"{name}={os.environ[name]}" for name in names if os.environ.get(name))
+        missing = ", ".join(name for name in names if not os.environ.get(name))
+        if missing:
+            raise UserError(
+                f"environment: {given} without {missing}: start several processes by torchrun; for"
+                " one, unset these"
+            )
+        if not numbers["RANK"] < numbers["WORLD_SIZE"]:
+            raise UserError(f"environment: {given}: RANK must be below WORLD_SIZE")
+    return numbers
+
+
+def local_rank() -> int:
+    """The number of this process on its machine, from 0. May raise UserError, as `joined`."""
+    return _environment()["LOCAL_RANK"]
 
 
 @contextlib.contextmanager
 def joined(device: torch.device) -> Iterator[None]:
-    """Work together with the other processes of this `torchrun`, if there are any."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    """Work together with the other processes of this `torchrun`, if there are any.
+
+    Where one of them fails all do, and the first of them says why. Raises UserError where the
+    others cannot be found.
+    """
+    if _environment()["WORLD_SIZE"] == 1:
         yield
         return
     import torch._dynamo  # noqa: F401  imported later, it would hold the group for good
 
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=PATIENCE)
+    store = _join("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield
+    except Exception as error:
+        if not _is_first_to_fail(store):  # what fails here is the talk with who has failed before
+            raise SystemExit(2) from None
+        if isinstance(error, UserError):
+            error.speaks = True
+        raise
     finally:
         gc.collect()  # so that nothing holds the group: its threads must end before Python does
         dist.destroy_process_group()
+
+
+def _join(backend: str) -> dist.Store:
+    """Find the other processes; the dictionary that they share."""
+    try:
+        store, number, count = next(rendezvous("env://", timeout=ARRIVAL))
+        store.set_timeout(PATIENCE)
+        dist.init_process_group(
+            backend, store=store, rank=number, world_size=count, timeout=PATIENCE
+        )
+    except (RuntimeError, ValueError) as error:
+        address = ":".join(os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT"))
+        reason = str(error).split("\n")[0][:200]
+        raise UserError(f"the other processes do not meet at {address}: {reason}") from None
+    return store
+
+
+def _is_first_to_fail(store: dist.Store) -> bool:
+    try:
+        return store.add("failed", 1) == 1
+    except RuntimeError:  # the process that kept it has ended
+        return False
+
+
+@contextlib.contextmanager
+def first_goes_ahead() -> Iterator[None]:
+    """On each machine the first process does this, then the others: it may have to download."""
+    waits = size() > 1 and local_rank() > 0
+    if waits:
+        total(0)
+    yield
+    if not waits:
+        total(0)
 
 
 def rank() -> int:

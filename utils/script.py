@@ -59,6 +59,11 @@ def _secure_output() -> None:
             setattr(sys, name, _Output(getattr(sys, name)))
 
 
+def _is_one_of_many() -> bool:
+    """True for all but the first of the processes that `torchrun` has started on a machine."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("LOCAL_RANK", "0") != "0"
+
+
 def run(main: Callable[[], None]) -> NoReturn:
     """Call a script's `main`; bad input ends in one line on stderr and exit status 2.
 
@@ -70,7 +75,7 @@ def run(main: Callable[[], None]) -> NoReturn:
         main()
     except UserError as error:
         line = " ".join(str(error).split())
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # of a machine's processes, one talks
+        if error.speaks or not _is_one_of_many():
             print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
