@@ -8,6 +8,7 @@ import dataclasses
 import importlib
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 HALVES = ("left", "right", "top", "bottom")
@@ -30,6 +31,7 @@ GUIDANCE = 1.5  # mends many digits of a network trained for minutes, and costs 
 GUIDED = (0.6, 2.0)  # the noise levels sigma that decide which class a drawn shape is
 
 DATA_DIR = "./data"
+PRETRAINED = Path(__file__).parent.absolute() / "checkpoints" / "pretrained"  # the shipped networks
 
 Config = TypeVar("Config")
 
@@ -162,7 +164,7 @@ MACHINE_FIELDS = {"seed", "batch_size", "precision"}  # say nothing of a network
 class SampleConfig(SamplingConfig):
     """What `generate.py` draws."""
 
-    checkpoint: str = setting("checkpoints/pretrained/unet.pth", "the model to sample from")
+    checkpoint: str = setting(str(PRETRAINED / "unet.pth"), "the model to sample from")
     num_samples: int = setting(64, "how many images", low=1)
     label: str | None = setting(None, "class by name or number (class-conditional models)")
     labels: str | None = setting(None, "classes in turn, as in 0,1,2")

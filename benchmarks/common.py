@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from config import SamplingConfig, UserError
+from config import PRETRAINED, SamplingConfig, UserError
 from models import MODELS
 from models.trained import TrainedModel, load_trained
 from sampling.draw import count_evaluated, labels_for, sample_images
@@ -79,7 +79,7 @@ def draw(model: TrainedModel, count: int, sampling: SamplingConfig) -> Tensor:
 def shipped_networks(device: torch.device) -> Iterator[tuple[str, TrainedModel]]:
     """Each network in checkpoints/pretrained/, by name."""
     for name in MODELS:
-        path = Path("checkpoints/pretrained") / f"{name}.pth"
+        path = PRETRAINED / f"{name}.pth"
         if path.exists():
             yield name, load_trained(path, device)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.common import draw_timed, seconds_each, whole_numbers, write_table
-from config import DEVICES, SamplingConfig, TrainConfig, UserError, parse, setting
+from config import DEVICES, PRETRAINED, SamplingConfig, TrainConfig, UserError, parse, setting
 from models.trained import TrainedModel, load_trained
 from sampling.draw import labels_for, resolve
 from training.denoising import DenoisingTrainer
@@ -24,7 +24,7 @@ class GPUConfig(SamplingConfig):
     batch_sizes: str = setting("512,2048", "images a training step")
     settings: str = setting("", "more flags of main.py, as in '--model_type cnn'")
     times: int = setting(50, "steps to time", low=1)
-    checkpoint: str = setting("checkpoints/pretrained/unet.pth", "the model to sample from")
+    checkpoint: str = setting(str(PRETRAINED / "unet.pth"), "the model to sample from")
     num_samples: int = setting(10_000, "images to draw", low=1)
     device: str = setting("auto", "where to compute: a GPU", choices=DEVICES)
 

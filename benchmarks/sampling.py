@@ -29,6 +29,7 @@ from config import (
     DEVICES,
     FEW_STEP_SAMPLER,
     GUIDED,
+    PRETRAINED,
     SAMPLER,
     SamplingConfig,
     UserError,
@@ -77,9 +78,9 @@ class SamplersConfig(SamplingConfig):
     Of the settings of sampling, `sampler` leaves out all others, and `steps` come from `calls`.
     """
 
-    checkpoint: str = setting("checkpoints/pretrained/unet.pth", "the model to sample from")
+    checkpoint: str = setting(str(PRETRAINED / "unet.pth"), "the model to sample from")
     distilled: str = setting(
-        "checkpoints/pretrained/unet_fewstep.pth", "what it was distilled into, if that file exists"
+        str(PRETRAINED / "unet_fewstep.pth"), "what it was distilled into, if that file exists"
     )
     calls: str = setting("1,2,4,6,8,10,15,20,50,100,300", "network calls an image, at most")
     num_samples: int = setting(10_000, "images for each score", low=40)
@@ -202,7 +203,7 @@ ABOVE_GUIDED = (GUIDED[1], 12.0)  # to show what guidance does there
 class GuidanceConfig(SamplingConfig):
     """Which scales to try on which model; they and their noise levels take those flags' places."""
 
-    checkpoint: str = setting("checkpoints/pretrained/unet.pth", "the model to sample from")
+    checkpoint: str = setting(str(PRETRAINED / "unet.pth"), "the model to sample from")
     scales: str = setting("0,1,1.5,2,3,4", "guidance scales")
     inception: int | None = setting(None, "score N of them by Inception as well (768)", low=40)
     num_samples: int = setting(2000, "images for each scale", low=40)

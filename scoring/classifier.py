@@ -2,18 +2,17 @@
 
 import hashlib
 import math
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from config import UserError
+from config import PRETRAINED, UserError
 from utils.data_loader import DatasetInfo, epoch_batches
 
 CLASSES = tuple("0123456789")
-CLASSIFIER_PATH = Path(__file__).parents[1] / "checkpoints" / "pretrained" / "mnist_classifier.pth"
+CLASSIFIER_PATH = PRETRAINED / "mnist_classifier.pth"
 CLASSIFIER_SHA256 = "0c199308cc1138fb943f3db0c9b78c684fd207e7a198041866b85f9fa65ecabd"
 
 

@@ -199,3 +199,12 @@ def test_leftovers_of_a_cut_write_go(cli):
     Path("checkpoints/a/.model_epoch_7.pth.tmp").write_bytes(b"half")
     assert cli("main", *TINY, "--epochs", 1, "--experiment_name", "a")[0] == 0
     assert [p.name for p in Path("checkpoints/a").iterdir()] == ["model_epoch_0.pth"]
+
+
+def test_compiling_without_a_compiler_is_refused(refuses, own_folder, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "cache")
+    monkeypatch.setenv("PATH", "/nowhere")
+    for name in ("CC", "CXX", "CONDA_PREFIX"):
+        monkeypatch.delenv(name, raising=False)
+    refuses("main", *TINY, "--device", "cpu", "--compile", words=("--compile", "compiler"))
+    assert not list(own_folder.glob("[!c]*"))

@@ -13,7 +13,7 @@ from training.graphed import GraphedOptimization
 from training.optimization import Optimization, build_optimizers, learning_rate
 from utils import distributed
 from utils.data_loader import DatasetInfo
-from utils.device import autocast
+from utils.device import autocast, check_compile
 from utils.random import Stream, generator
 
 
@@ -43,6 +43,8 @@ class DenoisingTrainer:
     """
 
     def __init__(self, cfg: TrainConfig, data: DatasetInfo, device: torch.device):
+        if cfg.compile:
+            check_compile(device)
         prepare(cfg)
         self.cfg, self.data, self.device = cfg, data, device
         self.net = build_model(cfg, data).to(device, memory_format=torch.channels_last)

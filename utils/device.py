@@ -73,6 +73,15 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return contextlib.nullcontext()
 
 
+def check_compile(device: torch.device) -> None:
+    """Raises UserError where torch.compile cannot work here, for example without a compiler."""
+    try:
+        torch.compile(torch.neg)(torch.zeros(1, device=device))
+    except Exception as error:  # of many kinds, depending on what is missing
+        reason = next(filter(None, str(error).splitlines()), type(error).__name__)[:200]
+        raise UserError(f"--compile: does not work here: {reason}") from None
+
+
 def sampling_batch(device: torch.device) -> int:
     """How many images to draw at a time: a CPU's caches hold few, and a GPU idles over few."""
     return 250 if device.type == "cpu" else 1000
