@@ -175,6 +175,9 @@ def train(trainer: Trainer, data: Dataset, watch: Callable[[Run], None] = lambda
             train_epoch(run, images, labels, logger, watch, stop)
             path = run.save()
             if run.stopped:
+                distributed.of_first(
+                    None
+                )  # until it has written: where one ends, all end
                 if first:
                     print(f"stopped: {path} is saved, and the same command goes on from it")
                 raise SystemExit(128 + run.stopped)
@@ -211,7 +214,8 @@ def train_epoch(
         recent.append(torch.stack(pair))
         minutes = minutes_before + (time.monotonic() - start) / 60
         # all processes must end at one step, whatever their clocks say and whom a signal reached
-        run.minutes, run.stopped = distributed.of_first((minutes, stop.received))
+        run.minutes, stopped = distributed.largest(minutes, stop.received)
+        run.stopped = int(stopped)
         over = run.progress >= 1 or run.stopped
         if over or run.step % LOG_EVERY == 0 or run.step % run.steps_per_epoch == 0:
             trainer.optimization.check()
