@@ -111,8 +111,8 @@ def mutants(source: str) -> dict[str, int]:
     return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
-def passes(files: list[str], seconds: int) -> bool:
-    """Whether the tests in these files pass in a fork of this process, within `seconds`."""
+def passes(tests: str, seconds: int) -> bool:
+    """Whether the tests in a file pass in a fork of this process, within `seconds`."""
     pid = os.fork()
     if pid == 0:
         code = 1
@@ -122,7 +122,7 @@ def passes(files: list[str], seconds: int) -> bool:
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, 1)
             os.dup2(null, 2)
-            code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *files])
+            code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", tests])
         finally:
             os._exit(code)
     status = os.waitpid(pid, 0)[1]
@@ -138,7 +138,7 @@ def results_of(name: str, every: int, log: Path) -> Iterator[dict]:
     lines = log.read_text().splitlines() if log.exists() else []
     known = {result["text"]: result for result in map(json.loads, lines)}
     start = time.monotonic()
-    if not passes(files, 600):
+    if not all(passes(file, 600) for file in files):
         raise SystemExit(f"{name}: its tests fail before anything is changed")
     seconds = int(20 + 5 * (time.monotonic() - start))
     for second, (text, line) in enumerate(list(mutants(source).items())[::every]):
@@ -147,8 +147,9 @@ def results_of(name: str, every: int, log: Path) -> Iterator[dict]:
             path.write_text(text)
             os.utime(path, (second, second))  # by which Python knows bytecode that is not of it
             before, after = (t.splitlines()[line - 1].strip() for t in (source, text))
-            result = {"text": digest(text), "tests": tests, "survived": passes(files, seconds)}
-            result |= {"file": name, "line": line, "before": before, "after": after}
+            survived = all(passes(file, seconds) for file in files)
+            result = {"file": name, "line": line, "before": before, "after": after}
+            result |= {"survived": survived, "text": digest(text), "tests": tests}
             with log.open("a") as file:
                 file.write(json.dumps(result) + "\n")
         yield result

@@ -136,3 +136,15 @@ def test_unknown_errors_of_the_reader_are_corruption_too(mnist, monkeypatch):
     monkeypatch.setattr(torchvision.datasets.MNIST, "_load_data", broken)
     with pytest.raises(UserError, match="corrupt"):
         load_dataset("mnist", str(mnist), "train")
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_demonstration_takes_mnist_where_it_can_be_had(cli, monkeypatch, there):
+    def load(name, folder, split):
+        if not there:
+            raise UserError("no network")
+
+    monkeypatch.setattr(data_loader, "load_dataset", load)
+    status, stdout, stderr = cli("utils.data_loader")
+    assert (status, stdout) == (0, "mnist\n" if there else "synthetic\n")
+    assert stderr == ("" if there else "no network\n")

@@ -175,3 +175,13 @@ def test_leftovers_of_a_cut_write_go(cli):
     Path("checkpoints/a/.model_epoch_7.pth.tmp").write_bytes(b"half")
     assert cli("main", *TINY, "--epochs", 1, "--experiment_name", "a")[0] == 0
     assert [p.name for p in Path("checkpoints/a").iterdir()] == ["model_epoch_0.pth"]
+
+
+def test_a_checkpoint_that_lacks_what_training_needs(cli, refuses):
+    flags = [*TINY, "--experiment_name", "a", "--sample_every", 0, "--epochs"]
+    assert cli("main", *flags, 1)[0] == 0
+    path = Path("checkpoints/a/model_epoch_0.pth")
+    values = torch.load(path, weights_only=True)
+    for part in ("optimizers", "history"):
+        torch.save({key: value for key, value in values.items() if key != part}, path)
+        refuses("main", *flags, 2, words=(f"checkpoint {path}", "damaged", part))

@@ -175,9 +175,7 @@ def train(trainer: Trainer, data: Dataset, watch: Callable[[Run], None] = lambda
             train_epoch(run, images, labels, logger, watch, stop)
             path = run.save()
             if run.stopped:
-                distributed.of_first(
-                    None
-                )  # until it has written: where one ends, all end
+                distributed.of_first(None)  # until it has written: where one ends, all end
                 if first:
                     print(f"stopped: {path} is saved, and the same command goes on from it")
                 raise SystemExit(128 + run.stopped)
