@@ -1,5 +1,6 @@
 """Arrays of strangers: chosen by name, understood in any clear form, and never trusted."""
 
+import io
 import resource
 import zipfile
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 
 from tests.fuzz_images import DIGITS, archive
 from tests.test_images import COLOUR, GREY, npy, read, refused
+from utils.arrays import Refused, read_npy
 from utils.images import load_images
 
 
@@ -154,3 +156,19 @@ def test_archives_that_are_not_numpys():
     refused("in.npz", "two arrays")
     np.savez("in.npz", **{"a/../images": GREY})
     assert len(read().images) == 20
+
+
+def test_a_file_that_ends_early_or_late_or_is_of_another_version():
+    whole = npy(DIGITS.repeat(2, axis=0))  # more than is read for the header
+    for data, words in ((whole[:-1], "cut short"), (whole + b"0", "goes on after its end")):
+        with pytest.raises(Refused, match=words):
+            read_npy(io.BytesIO(data), len(whole))
+    Path("in.npy").write_bytes(whole.replace(b"\1\0", b"\3\0", 1))
+    refused("in.npy", ".npy format (3, 0)")
+
+
+def test_archives_without_arrays():
+    for name, words in (("model/data.pkl", "a PyTorch file"), ("a/1.png", "unpack it")):
+        with zipfile.ZipFile("in.npz", "w") as file:
+            file.writestr(name, b"")
+        refused("in.npz", words)

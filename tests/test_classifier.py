@@ -1,6 +1,10 @@
+import hashlib
+from pathlib import Path
+
 import torch
 
-from scoring.classifier import accuracy, train_classifier
+from scoring.classifier import DigitClassifier, accuracy, train_classifier
+from utils.data_loader import DATASETS, load_dataset
 from utils.synthetic import synthetic_digits
 
 CPU = torch.device("cpu")
@@ -19,3 +23,17 @@ def test_the_seed_decides_every_weight():
         return torch.cat([value.flatten().double() for value in net.state_dict().values()])
 
     assert torch.equal(weights(0), weights(0)) and not torch.equal(weights(0), weights(1))
+
+
+def test_the_command_writes_the_classifier_that_it_tells_of(cli, monkeypatch):
+    monkeypatch.setattr("utils.data_loader.SYNTHETIC_SIZE", {"train": 200, "test": 100})
+    monkeypatch.setitem(DATASETS, "mnist", DATASETS["synthetic"])
+    flags = ["--epochs", 2, "--batch_size", 50, "--device", "cpu", "--output", "out/net.pth"]
+    status, stdout, stderr = cli("scoring.train_classifier", *flags)
+    assert status == 0, stderr
+    net = DigitClassifier()
+    net.load_state_dict(torch.load("out/net.pth", weights_only=True))
+    test = load_dataset("synthetic", "", "test")
+    share = accuracy(net.eval(), test.images, test.labels, CPU)
+    digest = hashlib.sha256(Path("out/net.pth").read_bytes()).hexdigest()
+    assert stdout == f"test accuracy {share:.2%}\nout/net.pth: SHA-256 {digest}\n"

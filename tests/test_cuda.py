@@ -111,7 +111,7 @@ def test_features_are_the_cpu_s():
     assert (cpu - cuda).abs().max() <= 1e-4 * cpu.abs().max()
 
 
-def test_torchrun_trains_by_nccl_and_scores(cli, own_folder):
+def test_a_torchrun_of_one_process_trains_and_scores(cli, own_folder):
     whole, _ = train(cli, "whole", "--epochs", 3, "--precision", "fp32", "--deterministic")
     command = [*TRAIN, "--epochs", 3, "--precision", "fp32", "--deterministic"]
     finish(torchrun(1, "main", *command, "--experiment_name", "one"))

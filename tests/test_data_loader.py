@@ -158,3 +158,15 @@ def test_ranges_round_trip():
     assert x[0] == -1 and x[-1] == 1 and x.dtype == torch.float32
     assert torch.equal(to_uint8(x), grey)
     assert to_uint8(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_demonstration_takes_mnist_where_it_can_be_had(cli, monkeypatch, there):
+    def load(name, folder, split):
+        if not there:
+            raise UserError("no network")
+
+    monkeypatch.setattr(data_loader, "load_dataset", load)
+    status, stdout, stderr = cli("utils.data_loader")
+    assert (status, stdout) == (0, "mnist\n" if there else "synthetic\n")
+    assert stderr == ("" if there else "no network\n")

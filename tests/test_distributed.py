@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,10 +16,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
-from tests.conftest import ROOT, TINY, WITH_PATH
+from config import TrainConfig
+from tests.conftest import DIGITS, ROOT, TINY, WITH_PATH
 from tests.test_data_loader import tiny, write_idx
+from training.denoising import DenoisingTrainer
+from utils import distributed
 from utils.checkpoint import list_checkpoints
+from utils.data_loader import to_model_range
+from utils.device import pick_device
 from utils.synthetic import synthetic_digits
 
 pytestmark = pytest.mark.skipif(
@@ -42,10 +50,13 @@ def finish(process):
 
 
 def workers(process):
-    """The process numbers of a torchrun's ranks."""
-    return list(
-        map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
-    )
+    """The process numbers of a torchrun's ranks, the first one's first."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+
+    def rank(number):
+        return int(re.search(r"\0RANK=(\d+)", Path(f"/proc/{number}/environ").read_text())[1])
+
+    return sorted(map(int, children), key=rank)
 
 
 def wait_for_checkpoint(name, process):
@@ -75,11 +86,10 @@ def test_two_ranks_equal_one_and_checkpoints_move_between_them(cli):
     start = [*TRAIN, "--experiment_name", "moved", "--keep", 9, "--epochs"]
     run = torchrun(2, "main", *start, 5)
     wait_for_checkpoint("moved", run)
-    for worker in workers(run):
-        os.kill(worker, signal.SIGTERM)
-    run.communicate(timeout=120)
-    stopped = last("moved")["step"]
-    assert stopped < 20, "it was to be stopped on its way"
+    os.kill(workers(run)[1], signal.SIGTERM)  # and the first, which writes, hears of it
+    stdout, _ = run.communicate(timeout=120)
+    assert "stopped: checkpoints/moved" in stdout
+    assert last("moved")["step"] < 20, "it was to be stopped on its way"
     assert "resuming" in cli("main", *start, 5)[1]
     for name in ("two", "moved"):
         a, b = last("one"), last(name)
@@ -224,3 +234,54 @@ def test_a_batch_that_cannot_be_shared_is_refused():
     _, stderr = run.communicate(timeout=120)
     line = "main.py: error: --batch_size 49: must be a multiple of the 2 processes"
     assert run.returncode != 0 and stderr.count(line) == 1
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def group_of_one(request, monkeypatch):
+    """The device of a process that is a group by itself: what it sends, gloo or NCCL takes."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    place = {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0}
+    for name, value in place.items():
+        monkeypatch.setenv(name, str(value))
+    device = pick_device(request.param)
+    with distributed.group(device):
+        yield device
+
+
+def test_each_kind_of_message_arrives(group_of_one, monkeypatch):
+    """From this process to itself: numbers by the CPU, tensors from where they are."""
+    assert ("cuda:nccl" in dist.get_backend_config()) == (group_of_one.type == "cuda")
+    sent, all_reduce = [], dist.all_reduce
+    monkeypatch.setattr(
+        dist, "all_reduce", lambda x, *how: sent.append(x.device.type) or all_reduce(x, *how)
+    )
+    tensors = [torch.full((2, 3), 5.0, device=group_of_one), torch.ones(1, device=group_of_one)]
+    distributed.average(tensors)
+    assert [x.flatten().tolist() for x in tensors] == [[5.0] * 6, [1.0]]
+    assert distributed.mean(tensors[0]).mean() == 5
+    assert distributed.total(2.5) == 2.5 and distributed.largest(0.5, 15) == [0.5, 15.0]
+    assert sent == [group_of_one.type] * 2 + ["cpu"] * 2
+    assert distributed.of_first({"path": [Path("a")]}) == {"path": [Path("a")]}
+    assert [x.tolist() for x in distributed.interleave([torch.ones(1)])] == [[1.0]]
+
+
+def test_gradients_that_processes_share_are_those_of_one(group_of_one, monkeypatch):
+    cfg = TrainConfig(width=8, timesteps=20, precision="fp32", batch_size=20)
+    images, labels = (x.to(group_of_one) for x in synthetic_digits(20, seed=1))
+    gradients = []
+    for several in (2, 1):
+        with monkeypatch.context() as patch:  # for now, there seem to be others
+            patch.setattr(distributed, "size", lambda: 2)
+            trainer = DenoisingTrainer(cfg, DIGITS, group_of_one)
+        assert isinstance(trainer.called, DistributedDataParallel)
+        if several == 1:
+            trainer.called = trainer.net
+        torch.manual_seed(0)
+        for p in trainer.net.parameters():  # the last layers begin at 0: nothing before them learns
+            torch.nn.init.normal_(p, std=0.05)
+        trainer.loss(to_model_range(images), labels).backward()
+        gradients.append({name: p.grad for name, p in trainer.net.named_parameters()})
+    for name, gradient in gradients[1].items():
+        assert gradient.norm() > 0, name
+        torch.testing.assert_close(gradients[0][name], gradient, atol=1e-6, rtol=1e-3, msg=name)

@@ -69,6 +69,32 @@ def test_a_lock_is_held_on_a_full_disk(monkeypatch, own_folder):
     assert os.listdir() == []
 
 
+@pytest.mark.parametrize("another", [False, True])
+def test_a_lock_that_its_holder_has_just_removed(monkeypatch, own_folder, another):
+    """Between its opening and its locking; by now another run may have made one of its own."""
+    plain, locks = guard.fcntl.flock, []
+
+    def flock(file, operation):
+        locks.append(file)
+        if len(locks) == 1:
+            Path(".lock").unlink()
+            if another:
+                Path(".lock").touch()
+        plain(file, operation)
+
+    monkeypatch.setattr(guard.fcntl, "flock", flock)
+    with locked(own_folder):
+        assert len(locks) == 2 and Path(".lock").read_text().startswith(f"process {os.getpid()} ")
+        assert os.path.samestat(os.stat(".lock"), os.fstat(locks[1]))
+    assert os.listdir() == []
+
+
+def test_a_lock_that_cannot_be_opened(own_folder):
+    Path(".lock").mkdir()
+    with pytest.raises(UserError, match="cannot write .*.lock: Is a directory"), locked(own_folder):
+        pass
+
+
 def test_a_folder_that_is_gone_in_the_end(own_folder):
     Path("a").mkdir()
     with locked(Path("a")):
@@ -121,6 +147,14 @@ def test_a_hang_up_comes_twice_and_a_warning_before_the_end():
 def test_a_run_under_nohup_goes_on():
     ignored = "signal.signal(signal.SIGHUP, signal.SIG_IGN)"
     assert send("SIGHUP", before=ignored) == (0, "saved 0\n", "")
+
+
+def test_a_system_with_fewer_signals(monkeypatch):
+    """Windows has SIGINT and SIGTERM alone."""
+    for name in ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"):
+        monkeypatch.delattr(signal, name, raising=False)
+    with StopSignals() as stop:
+        assert set(stop.before) == {signal.SIGINT, signal.SIGTERM}
 
 
 def test_handlers_are_put_back():

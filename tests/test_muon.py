@@ -4,17 +4,29 @@ import torch
 from training.muon import Muon, orthogonalize
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(2, 8, 8), (3, 16, 40), (1, 40, 16)])
-def test_singular_values_become_about_one_and_directions_stay(shape):
+def test_singular_values_become_about_one_and_directions_stay(shape, dtype):
     generator = torch.Generator().manual_seed(0)
     matrices = torch.randn(shape, generator=generator)
-    found = orthogonalize(1e-3 * matrices)  # whatever their size
+    found = orthogonalize(1e-3 * matrices, dtype)  # whatever their size
     u, _, vh = torch.linalg.svd(matrices, full_matrices=False)
     _, values, _ = torch.linalg.svd(found, full_matrices=False)
     assert found.shape == shape and found.dtype == torch.float32
     assert values.min() > 0.3 and values.max() < 1.3
     cosine = torch.nn.functional.cosine_similarity(found.flatten(1), (u @ vh).flatten(1))
     assert (cosine > 0.95).all()
+
+
+@pytest.mark.parametrize("norm", [1.0, 1e-7])
+def test_singular_values_go_through_the_polynomial_of_jordan_et_al_five_times(norm):
+    """As shares of the norm, to which 1e-7 is added: a matrix of zeros stays one."""
+    shares = torch.nn.functional.normalize(torch.tensor([0.8, 0.6, 0.05, 0.0]), dim=0)
+    expected = shares * norm / (norm + 1e-7)
+    for _ in range(5):
+        expected = 3.4445 * expected - 4.7750 * expected**3 + 2.0315 * expected**5
+    found = orthogonalize((norm * shares).diag()[None])
+    torch.testing.assert_close(found[0], expected.diag(), atol=1e-5, rtol=0)
 
 
 def test_the_first_step_is_the_orthogonal_matrix_at_the_size_of_an_adamw_step():

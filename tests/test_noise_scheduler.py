@@ -24,12 +24,13 @@ def test_cosine_is_the_formula_of_the_paper():
     torch.testing.assert_close(NoiseSchedule("cosine", 300).alpha_bar[:-1], expected)
 
 
-def test_linear_at_1000_has_the_betas_of_ho_et_al():
-    alpha_bar = NoiseSchedule("linear", 1000).alpha_bar
-    betas = 1 - alpha_bar[1:] / alpha_bar[:-1]
-    torch.testing.assert_close(1 - alpha_bar[0].item(), 1e-4)
-    torch.testing.assert_close(betas[-1].item(), 0.02)
-    torch.testing.assert_close(betas.diff(), betas.diff()[0].expand(998), atol=1e-12, rtol=0)
+@pytest.mark.parametrize("timesteps", [1000, 300])
+def test_linear_has_the_betas_of_ho_et_al(timesteps):
+    """From 1e-4 to 0.02 at T = 1000; with fewer levels each of them adds more."""
+    alpha_bar = NoiseSchedule("linear", timesteps).alpha_bar
+    betas = 1 - alpha_bar / torch.cat([torch.ones(1), alpha_bar[:-1]])
+    expected = torch.linspace(1e-4, 0.02, timesteps, dtype=torch.float64) * 1000 / timesteps
+    torch.testing.assert_close(betas, expected, atol=1e-12, rtol=0)
 
 
 def test_linear_ends_in_the_same_noise_for_any_length():
@@ -49,7 +50,7 @@ def test_t_to_sigma_and_back(name):
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
-@pytest.mark.parametrize("timesteps", [2, 7, 50])
+@pytest.mark.parametrize("timesteps", [2, 3, 7, 50])
 def test_sampling_sigmas_fall_strictly_from_the_first_level_to_zero(timesteps, spacing):
     schedule = NoiseSchedule("cosine", timesteps)
     for steps in range(1, timesteps + 1):
@@ -73,6 +74,15 @@ def test_linear_spacing_uses_levels_the_network_was_trained_at():
     schedule = NoiseSchedule("cosine", 300)
     assert torch.isin(schedule.sampling_sigmas(20, "linear")[:-1], schedule.sigmas).all()
     torch.testing.assert_close(schedule.sampling_sigmas(300)[:-1], schedule.sigmas.flip(0))
+
+
+@pytest.mark.parametrize("spacing, power, apart", [("linear", 1, 0.5), ("quadratic", 2, 1e-6)])
+def test_spacings_in_t_are_even(spacing, power, apart):
+    """In t, at the nearest level of training, and in the square root of t."""
+    schedule = NoiseSchedule("cosine", 300)
+    t = schedule.t_at(schedule.sampling_sigmas(20, spacing)[:-1])
+    even = 299 * torch.linspace(1, 0, 20, dtype=torch.float64) ** power
+    assert (t - even).abs().max() <= apart
 
 
 @pytest.mark.parametrize("spacing, to", [("karras", lambda s: s ** (1 / 7)), ("logsnr", torch.log)])

@@ -208,3 +208,13 @@ def test_compiling_without_a_compiler_is_refused(refuses, own_folder, monkeypatc
         monkeypatch.delenv(name, raising=False)
     refuses("main", *TINY, "--device", "cpu", "--compile", words=("--compile", "compiler"))
     assert not list(own_folder.glob("[!c]*"))
+
+
+def test_a_checkpoint_that_lacks_what_training_needs(cli, refuses):
+    flags = [*TINY, "--experiment_name", "a", "--sample_every", 0, "--epochs"]
+    assert cli("main", *flags, 1)[0] == 0
+    path = Path("checkpoints/a/model_epoch_0.pth")
+    values = torch.load(path, weights_only=True)
+    for part in ("optimizers", "history"):
+        torch.save({key: value for key, value in values.items() if key != part}, path)
+        refuses("main", *flags, 2, words=(f"checkpoint {path}", "damaged", part))

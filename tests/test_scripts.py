@@ -359,6 +359,15 @@ def test_samplers_and_guidance_get_the_calls_they_are_said_to(cli, monkeypatch, 
     assert float(rows[0][3]) < 0.5 < float(rows[3][3])  # agreement with the labels
 
 
+def test_what_guidance_cannot_be_measured_on(refuses, tiny_checkpoint):
+    refuses("benchmarks", "guidance", "--scales", "1,x", words=("--scales 1,x", "numbers"))
+    flags = ["--num_samples", 40, "--inception", 50]
+    refuses("benchmarks", "guidance", *flags, words=("--inception 50", "--num_samples"))
+    path = tiny_checkpoint(class_conditional=False)
+    words = (f"--checkpoint {path}", "unconditional")
+    refuses("benchmarks", "guidance", "--checkpoint", path, words=words)
+
+
 def test_time_to_quality(cli, refuses, synthetic_mnist):
     flags = ["--max_minutes", 0.03, "--num_samples", 40, "--model_type", "cnn"]
     flags += ["--settings", "--batch_size 20 --width 8 --lr 0.02"]
@@ -407,6 +416,28 @@ def test_speeds_by_graphs(refuses, tiny_checkpoint):
     for settings in ({}, {"class_conditional": False}):
         model = load_trained(tiny_checkpoint(**settings), cpu)
         assert forward_rate(model, SamplingConfig(batch_size=3), times=1) > 0
+
+
+def test_the_feature_networks_are_timed_beside_pytorch_fid(cli, monkeypatch, synthetic_mnist):
+    """On folders of pictures; another network and another program stand in for the two."""
+    from benchmarks import ruler
+
+    folders = []
+
+    def other_program(*arguments):
+        if arguments == ("--help",):
+            return "usage", 1.0
+        folders.extend(len(list(Path(folder).glob("*.png"))) for folder in arguments[:2])
+        return "FID:  0.5", 3.0
+
+    monkeypatch.setattr(ruler, "load_features", lambda name, dims, device: MNISTFeatures(device))
+    monkeypatch.setattr(ruler, "pytorch_fid", other_program)
+    status, stdout, stderr = cli("benchmarks", "features", "--num_samples", 40, "--device", "cpu")
+    rows = [line.strip("| ").split(" | ") for line in stdout.splitlines() if line[:2] == "| "][2:]
+    assert status == 0 and [row[0] for row in rows] == ["64", "192", "768"], stderr
+    assert folders == [40] * 6 and len({row[1] for row in rows}) == 1  # one network, one distance
+    assert float(rows[0][1]) > 0 and rows[0][2] == "0.500000"
+    assert {row[5] for row in rows} == {"40.0"}  # 80 pictures in 3 s, of which 1 s is the start
 
 
 def test_labels_of_others_are_read_too(cli, refuses, monkeypatch, small_synthetic):

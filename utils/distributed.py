@@ -60,9 +60,13 @@ def joined(device: torch.device) -> Iterator[None]:
     Where one of them fails all do, and the first of them says why. Raises UserError where the
     others cannot be found.
     """
-    if _environment()["WORLD_SIZE"] == 1:
+    with contextlib.nullcontext() if _environment()["WORLD_SIZE"] == 1 else group(device):
         yield
-        return
+
+
+@contextlib.contextmanager
+def group(device: torch.device) -> Iterator[None]:
+    """Work together with the processes that the environment names, be it this one alone."""
     import torch._dynamo  # noqa: F401  imported later, it would hold the group for good
 
     if device.type == "cuda":
@@ -137,11 +141,18 @@ def part(length: int) -> slice:
 
 def of_first(value: Any) -> Any:
     """What the first process has for `value`; a plain Python object."""
-    if size() == 1:
-        return value
     box = [value]
-    dist.broadcast_object_list(box)
+    if dist.is_initialized():
+        dist.broadcast_object_list(box)
     return box[0]
+
+
+def largest(*numbers: float) -> list[float]:
+    """Of each number, the largest that a process has."""
+    values = torch.tensor(numbers, dtype=torch.float64)
+    if dist.is_initialized():
+        dist.all_reduce(values, dist.ReduceOp.MAX)
+    return values.tolist()
 
 
 def total(number: float) -> float:
@@ -156,7 +167,7 @@ def mean(values: Tensor) -> Tensor:
 
 def average(tensors: list[Tensor]) -> None:
     """Replace tensors of one kind by their means over the processes, in one message."""
-    if size() > 1:
+    if dist.is_initialized():
         means = mean(torch.cat([tensor.flatten() for tensor in tensors]))
         parts = means.split([tensor.numel() for tensor in tensors])
         for tensor, part in zip(tensors, parts, strict=True):
@@ -164,14 +175,14 @@ def average(tensors: list[Tensor]) -> None:
 
 
 def _sum(values: Tensor) -> Tensor:
-    if size() > 1:
+    if dist.is_initialized():
         dist.all_reduce(values)
     return values
 
 
 def interleave(own: list[Tensor]) -> list[Tensor]:
     """Everybody's tensors, where process r of R has those numbered r, r + R, r + 2R, ..."""
-    if size() == 1:
+    if not dist.is_initialized():
         return own
     lists: list[list[Tensor]] = [[] for _ in range(size())]
     dist.all_gather_object(lists, own)
