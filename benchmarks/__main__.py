@@ -30,7 +30,8 @@ from benchmarks.sampling import (
 )
 from benchmarks.training import QualityConfig, speedrun, train_benchmark
 from config import UserError, parse
-from utils.device import environment, pick_device
+from utils.device import pick_device
+from utils.provenance import provenance
 from utils.script import run
 
 BENCHMARKS = {
@@ -57,7 +58,9 @@ def main() -> None:
     kind, measure = BENCHMARKS[name]
     cfg = parse(kind, measure.__doc__, flags)
     measure(cfg)
-    for key, value in environment(pick_device(cfg.device)).items():
+    for key, value in provenance(pick_device(cfg.device)).items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{k} {v}" for k, v in value.items() if v is not None)
         print(f"# {key}: {value}")
 
 
