@@ -1,8 +1,9 @@
-"""Every result says what made it."""
+"""Every result says what made it, and none is found again by other code."""
 
 import datetime
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -12,10 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.common import ROOMS, measurement_key
 from config import EvalConfig
 from scoring.evaluation import Candidate
-from tests.conftest import ROOT
+from tests.conftest import DIGITS, ROOT
 from utils import provenance
+from utils.data_loader import Dataset
 from utils.provenance import SOURCE, source_hash
 from validation import write_scores
 
@@ -140,6 +143,51 @@ def test_the_source_of_a_copy_is_the_same_whatever_ends_its_lines(copied, monkey
     assert source_hash(SOURCE) == of_copy
     monkeypatch.setattr(provenance, "ROOT", ROOT)
     assert source_hash(SOURCE) == of_copy
+
+
+def imports_of(path):
+    """The modules of the project that a file imports, as paths; all of them, if it is a package."""
+    found = re.findall(r"^\s*(?:from|import) ([\w.]+)", (ROOT / path).read_text(), re.M)
+    names = [name.replace(".", "/") for name in found]
+    return {f"{name}.py" for name in names if (ROOT / f"{name}.py").is_file()}
+
+
+@pytest.mark.parametrize(
+    "path, rooms",
+    [
+        ("benchmarks/sampling.py", (*ROOMS, "benchmarks/sampling.py")),
+        ("benchmarks/training.py", (*ROOMS, "training", "benchmarks/training.py")),
+    ],
+)
+def test_all_that_a_kept_measurement_runs_is_in_its_key(path, rooms):
+    drawing = {"benchmarks/figures.py", "benchmarks/parts.py"}  # pictures, and a profile
+    todo, seen = {path}, set()
+    while todo:
+        seen |= todo
+        todo = set().union(*map(imports_of, todo)) - seen - drawing
+    outside = {file for file in seen if file not in rooms and file.split("/")[0] not in rooms}
+    assert not outside and len(seen) > 20
+
+
+def test_a_measurement_has_another_key_by_whatever_decides_it(copied, monkeypatch):
+    images, labels = torch.zeros(2, 1, 28, 28, dtype=torch.uint8), torch.tensor([3, 4])
+    data = Dataset(images, labels, DIGITS)
+    keys = [
+        measurement_key(CPU, ROOMS, [data], "seed 1"),
+        measurement_key(CPU, ROOMS, [data], "seed 2"),
+        measurement_key(CPU, ROOMS, [Dataset(images + 1, labels, DIGITS)], "seed 1"),
+        measurement_key(CPU, ROOMS, [Dataset(images, labels + 1, DIGITS)], "seed 1"),
+        measurement_key(CPU, (*ROOMS, "training"), [data], "seed 1"),
+    ]
+    for place, value in (("torch.__version__", "2.0.0"), ("torch.get_num_threads", lambda: 99)):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, value)
+            keys.append(measurement_key(CPU, ROOMS, [data], "seed 1"))
+    assert measurement_key(CPU, ROOMS, [data], "seed 1") == keys[0]
+    with open(copied / "scoring/metrics.py", "a") as file:
+        file.write("\n")
+    keys.append(measurement_key(CPU, ROOMS, [data], "seed 1"))
+    assert len(set(keys)) == len(keys) == 8
 
 
 def test_a_score_file_says_what_made_it_and_is_not_named_by_that(monkeypatch):
