@@ -38,7 +38,6 @@ BLOCK = re.compile(r"^(<!-- results: (\S+) -->\n)((?!<!--).*\n)*(<!-- end -->)$"
 INLINE = re.compile(r"(<!--=([^<>]+)-->)((?!<!--).)*(<!---->)", re.S)
 FIRST = re.compile(r"^[\s>*+-]*(\d+[.)]\s+)?<!--=", re.M)  # in a line, which is then all HTML
 HOLE = re.compile(r"\{([^{}]+)\}")
-SPREADS = ("_spread", "_sd", "_se")  # how a score file names the spread of a score
 ELSEWHERE = re.compile(r"(?<=[\s\"',=])(\.\.)?/[^\s\"',]*/")  # folders of the machine that measured
 
 
@@ -62,7 +61,10 @@ def report(cfg: ReportConfig) -> None:
     differing = []
     for page in sorted([*Path().glob("*.md"), *Path("docs").glob("*.md")]):
         text = page.read_text("utf-8")
-        rendered = render_page(text, results, page)
+        try:
+            rendered = render_page(text, results)
+        except UserError as error:
+            raise UserError(f"{page}: {error}") from None
         if rendered != text:
             differing.append(str(page))
             if not cfg.check:
@@ -74,22 +76,22 @@ def report(cfg: ReportConfig) -> None:
     print("\n".join(f"written: {page}" for page in differing) or f"all pages are as {RESULTS} says")
 
 
-def render_page(text: str, results: dict[str, dict], page: Path) -> str:
+def render_page(text: str, results: dict[str, dict]) -> str:
     """`text` with every table and figure as `results` {name of the file: its content} has them.
 
-    Raises UserError, naming `page`, where markers do not pair or name no figure.
+    Raises UserError where markers do not pair or name no figure.
     """
-    if FIRST.search(text):
-        line = text.count("\n", 0, FIRST.search(text).end()) + 1
-        raise UserError(f"{page}, line {line}: begins with a figure; put a word before it")
+    if first := FIRST.search(text):
+        line = text.count("\n", 0, first.end()) + 1
+        raise UserError(f"line {line} begins with a figure: put a word before it")
     for start, pattern in (("<!-- results:", BLOCK), ("<!--=", INLINE)):
         if text.count(start) != len(pattern.findall(text)):
-            raise UserError(f"{page}: one of its `{start}` has no end")
+            raise UserError(f"one `{start}` has no end")
 
     def table(match: re.Match) -> str:
         template = TABLES / f"{match[2]}.md"
         if not template.exists():
-            raise UserError(f"{page}: there is no {template}")
+            raise UserError(f"there is no {template}")
         return match[1] + render_table(template.read_text("utf-8"), results) + match[4]
 
     text = BLOCK.sub(table, text)
@@ -114,7 +116,7 @@ def repeated(line: str, template: str, results: dict[str, dict]) -> list[str]:
     def at(key: str, hole: re.Match) -> str:
         path, _, form = hole[1].partition(":")
         own = path.replace("*", key, 1)
-        if not form.startswith("least"):
+        if not form.startswith("least") or "*" in own:
             return f"{{{own}:{form}}}"
         column = [lookup(path.replace("*", each, 1), results) for each in keys]
         least = min((value for value in column if value is not None), default=None)
@@ -178,10 +180,12 @@ def take(name: str) -> None:
 
 
 def figures_of(scores: dict) -> dict:
-    """Numbers and texts of a score file, each score with its spread."""
+    """Numbers and texts of a score file. A score is with its standard error, or else its spread."""
     figures = {}
     for key, value in scores.items():
-        spread = next((scores[key + end] for end in SPREADS if key + end in scores), None)
-        if isinstance(value, (int, float, str)) and not key.endswith(SPREADS):
-            figures[key] = value if spread is None else with_spread(value, spread)
+        spread = scores.get(f"{key}_error", scores.get(f"{key}_spread"))
+        if None not in (value, spread):
+            figures[key] = with_spread(value, spread)
+        elif not isinstance(value, (list, dict)):
+            figures[key] = value
     return figures
