@@ -33,6 +33,7 @@ from utils.device import arithmetic, pick_device
 from utils.files import check_output, write_atomically
 from utils.image_checks import check_shape
 from utils.images import read_images, tell
+from utils.provenance import provenance
 from utils.random import Stream, generator
 from utils.script import run
 from utils.tensorboard_logger import TensorBoardLogger
@@ -143,6 +144,8 @@ def write_scores(cfg: EvalConfig, candidate: Candidate, found: dict | list) -> P
     digest = content_hash(json.dumps(deciding, sort_keys=True).encode())[:6]
     name = f"scores_{what}_{scores['features']}_{scores['n']}_{digest}.json"
     path = Path(cfg.json) if cfg.json else Path("outputs") / candidate.name / name
+    made = {"provenance": provenance(pick_device(cfg.device))}
+    found = found | made if found is scores else [each | made for each in found]
     write_atomically(path, (json.dumps(found, indent=2) + "\n").encode())
     return path
 

@@ -10,6 +10,7 @@
     python -m benchmarks compare   the shipped networks beside real images and other programs'
     python -m benchmarks samplers  FID against network calls, for each sampler
     python -m benchmarks guidance  FID and agreement with the label against the guidance scale
+    python -m benchmarks report    publish what was measured, and show it in the pages
 
 Tables and figures are also written to outputs/benchmark/. Training and sampling are main.py's and
 generate.py's own; scoring is not on the clock.
@@ -19,6 +20,7 @@ import sys
 
 from benchmarks.comparison import CompareConfig, compare
 from benchmarks.gpu import GPUConfig, gpu
+from benchmarks.report import ReportConfig, report
 from benchmarks.ruler import FeaturesConfig, SpacesConfig, faults, features, floors
 from benchmarks.sampling import (
     GuidanceConfig,
@@ -30,7 +32,8 @@ from benchmarks.sampling import (
 )
 from benchmarks.training import QualityConfig, speedrun, train_benchmark
 from config import UserError, parse
-from utils.device import environment, pick_device
+from utils.device import pick_device
+from utils.provenance import provenance
 from utils.script import run
 
 BENCHMARKS = {
@@ -44,6 +47,7 @@ BENCHMARKS = {
     "compare": (CompareConfig, compare),
     "samplers": (SamplersConfig, samplers),
     "guidance": (GuidanceConfig, guidance),
+    "report": (ReportConfig, report),
 }
 
 
@@ -57,7 +61,11 @@ def main() -> None:
     kind, measure = BENCHMARKS[name]
     cfg = parse(kind, measure.__doc__, flags)
     measure(cfg)
-    for key, value in environment(pick_device(cfg.device)).items():
+    if name == "report":
+        return
+    for key, value in provenance(pick_device(cfg.device)).items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{k} {v}" for k, v in value.items() if v is not None)
         print(f"# {key}: {value}")
 
 

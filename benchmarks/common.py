@@ -1,9 +1,11 @@
 """What the benchmarks share: drawing, scoring, timing, and the tables they write."""
 
+import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,13 +16,19 @@ from models.trained import TrainedModel, load_trained
 from sampling.draw import count_evaluated, labels_for, sample_images
 from scoring.features import FeatureNetwork, extract, load_features
 from scoring.metrics import fid
-from scoring.yardstick import score_text
-from utils.data_loader import load_dataset
+from scoring.yardstick import content_hash, image_hash, score_text
+from utils.data_loader import Dataset, load_dataset
 from utils.device import pick_device
 from utils.files import write_atomically
+from utils.provenance import hardware, provenance, source_hash
 
 FOLDER = Path("outputs") / "benchmark"
 SEARCH_SEED = 1000  # of samples by which something is chosen; what is reported has other seeds
+
+# the code that decides what samples score; a benchmark that keeps measurements adds its own file
+ROOMS = ("config.py", "models", "sampling", "scoring", "utils", "benchmarks/common.py")
+
+Figure = float | str | dict[str, float] | None  # a dict holds a `value` and its `spread`
 
 
 def feature_networks(features: str, dims: int, device: str) -> list[FeatureNetwork]:
@@ -55,19 +63,65 @@ def whole_numbers(flag: str, value: str, at_least: int) -> list[int]:
     return numbers
 
 
-def write_table(name: str, header: list[str], rows: list[list[str]]) -> None:
-    """A Markdown table, on the terminal and as a file."""
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+def measurement_key(
+    device: torch.device, rooms: tuple[str, ...], data: list[Dataset], *deciding: Any
+) -> str:
+    """A hash of everything that decides a measurement, for the name of the file that keeps it.
+
+    It is of the source in `rooms` (as `source_hash` has them), torch, the hardware, the data, and
+    whatever else is `deciding`, as JSON has it.
+    """
+    sets = [(image_hash(each.images), content_hash(each.labels.numpy().tobytes())) for each in data]
+    parts = [source_hash(rooms), torch.__version__, hardware(device), sets, deciding]
+    return content_hash(json.dumps(parts, sort_keys=True).encode())
+
+
+def with_spread(value: float, spread: float) -> dict[str, float]:
+    return {"value": value, "spread": spread}
+
+
+def figure_text(figure: Figure, form: str = "") -> str:
+    """A figure in words. `form` is a format of Python's, such as ".3f", for it and its spread.
+
+    Without one, a spread is given to two digits, and a number to four. None is "".
+    """
+    if figure is None or isinstance(figure, str):
+        return figure or ""
+    if isinstance(figure, dict):
+        value, spread = figure["value"], figure["spread"]
+        return f"{value:{form}} ± {spread:{form}}" if form else score_text(value, spread)
+    whole = isinstance(figure, int) or abs(figure) >= 1000
+    return format(figure, form or (",.0f" if whole else ".4g")).replace("%", " %")
+
+
+def write_table(
+    name: str, header: list[str], rows: list[list[Figure]], device: torch.device, keys: int = 1
+) -> None:
+    """A table of figures, on the terminal and as Markdown; and a file that `report` can publish.
+
+    The first `keys` cells of a row name it: in the file the row is a dict {column: figure}, which
+    is found under them.
+    """
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1)]
+    lines += [[figure_text(cell) or "-" for cell in row] for row in rows]
     text = "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
     print(f"\n{text}")
     write_atomically(FOLDER / f"{name}.md", text.encode())
+    values = {}
+    for row in rows:
+        place = values
+        for cell in row[:keys]:
+            place = place.setdefault(cell if isinstance(cell, str) else f"{cell:g}", {})
+        place.update(zip(header, row, strict=True))
+    result = json.dumps(provenance(device) | {"values": values}, indent=1, ensure_ascii=False)
+    write_atomically(FOLDER / f"{name}.json", f"{result}\n".encode())
 
 
-def spread_text(values: list[float]) -> str:
+def over_seeds(values: list[float]) -> Figure:
     """Mean and standard deviation of what the seeds gave."""
     if len(values) == 1:
-        return f"{values[0]:#.3g}"
-    return score_text(statistics.mean(values), statistics.stdev(values))
+        return values[0]
+    return with_spread(statistics.mean(values), statistics.stdev(values))
 
 
 def draw(model: TrainedModel, count: int, sampling: SamplingConfig) -> Tensor:

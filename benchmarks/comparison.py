@@ -9,12 +9,13 @@ from benchmarks.common import (
     reference_features,
     shipped_networks,
     whole_numbers,
+    with_spread,
     write_table,
 )
 from config import DATA_DIR, DEVICES, INCEPTION_DIMS, SamplingConfig, setting
 from scoring.features import extract
 from scoring.metrics import fid, fid_spread
-from scoring.yardstick import score_text, stand_ins
+from scoring.yardstick import stand_ins
 from utils.data_loader import load_dataset
 from utils.device import pick_device
 from utils.images import load_images
@@ -46,9 +47,9 @@ def compare(cfg: CompareConfig) -> None:
         size = sum(weight.numel() for weight in model.net.parameters()) / 1e6
         minutes, epochs = model.config.max_minutes, model.config.epochs
         budget = f"{minutes:g} min" if minutes else f"{epochs} epochs"
-        facts[name] = [f"{size:.2f} M", budget, f"{calls:.0f}", f"{rate:.1f}"]
+        facts[name] = [size, budget, calls, rate]
     sets |= others
-    rows = {name: [name, *facts.get(name, ["", "", "", ""])] for name in sets}
+    rows = {name: [name, *facts.get(name, [None] * 4)] for name in sets}
     columns = []
     for network in feature_networks(cfg.features, cfg.dims, cfg.device):
         reference = reference_features(network, cfg.data_dir)
@@ -57,9 +58,9 @@ def compare(cfg: CompareConfig) -> None:
             features = extract(network, images, name, cache=True)
             for n in sizes:
                 part = features[:n]
-                score = "-"
+                score = None
                 if len(part) == n:
-                    score = score_text(fid(part, reference), fid_spread(part, reference))
+                    score = with_spread(fid(part, reference), fid_spread(part, reference))
                 rows[name].append(score)
-    header = ["images", "parameters", "trained", "calls", "images/s", *columns]
-    write_table("compare", header, list(rows.values()))
+    header = ["images", "parameters, M", "trained", "calls", "images/s", *columns]
+    write_table("compare", header, list(rows.values()), device)

@@ -41,16 +41,16 @@ def gpu(cfg: GPUConfig) -> None:
             of_batch = dataclasses.replace(training, batch_size=batch, compile=compiled)
             plain, whole = training_rates(of_batch, device, cfg.times)
             what = f"batch {batch}" + ", --compile" * compiled
-            rows.append([what, f"{plain:,.0f}", f"{whole:,.0f}", f"{whole / plain:.2f}"])
-    write_table("gpu_training", ["training, images/s", "plain", "one graph", "ratio"], rows)
+            rows.append([what, plain, whole, whole / plain])
+    header = ["training, images/s", "plain", "one graph", "ratio"]
+    write_table("gpu_training", header, rows, device)
     model = load_trained(cfg.checkpoint, device)
     draw_timed(model, cfg.num_samples, cfg)  # libraries choose their kernels
     _, rate, calls = draw_timed(model, cfg.num_samples, cfg)
     alone = forward_rate(model, cfg, cfg.times) / calls
-    row = [f"{calls:.0f} calls", f"{rate:,.0f}", f"{alone:,.0f}", f"{rate / alone:.0%}"]
-    write_table(
-        "gpu_sampling", ["sampling, images/s", "whole", "the network alone", "share"], [row]
-    )
+    row = [f"{calls:.0f} calls", rate, alone, rate / alone]
+    header = ["sampling, images/s", "whole", "the network alone", "share"]
+    write_table("gpu_sampling", header, [row], device)
 
 
 def training_rates(cfg: TrainConfig, device: torch.device, times: int) -> tuple[float, float]:

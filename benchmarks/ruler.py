@@ -12,12 +12,17 @@ from torch import Tensor
 from torchvision.io import write_png
 from torchvision.transforms.functional import gaussian_blur
 
-from benchmarks.common import FOLDER, feature_networks, reference_features, write_table
+from benchmarks.common import (
+    FOLDER,
+    feature_networks,
+    reference_features,
+    with_spread,
+    write_table,
+)
 from benchmarks.figures import plot_faults
 from config import DATA_DIR, DEVICES, INCEPTION_DIMS, setting
 from scoring.features import extract, load_features
 from scoring.metrics import METRICS, all_scores, fid
-from scoring.yardstick import score_text
 from utils.data_loader import load_dataset
 from utils.device import pick_device
 from utils.images import load_images
@@ -49,9 +54,8 @@ def floors(cfg: SpacesConfig) -> None:
         features = extract(network, train[chosen[: sizes[-1]]], "real images", cache=True)
         for n in sizes:
             scores = all_scores(features[:n], reference)
-            cells = [score_text(*scores[name]) for name in METRICS]
-            rows.append([network.name, f"{n:,}", *cells])
-    write_table("floors", ["features", "n", *METRICS], rows)
+            rows.append([network.name, n, *(with_spread(*scores[name]) for name in METRICS)])
+    write_table("floors", ["features", "n", *METRICS], rows, pick_device(cfg.device), keys=2)
 
 
 def faulty_sets(images: Tensor, labels: Tensor, n: int, seed: int) -> dict[str, Tensor]:
@@ -83,11 +87,12 @@ def faults(cfg: SpacesConfig) -> None:
             for name, faulty in sets.items()
         }
     rows = [
-        [network, name, *(score_text(*scores[metric]) for metric in METRICS)]
+        [network, name, *(with_spread(*scores[metric]) for metric in METRICS)]
         for network, by_set in found.items()
         for name, scores in by_set.items()
     ]
-    write_table("faults", ["features", "what is wrong", *METRICS], rows)
+    header = ["features", "what is wrong", *METRICS]
+    write_table("faults", header, rows, pick_device(cfg.device), keys=2)
     save_figure(FOLDER / "faults.png", plot_faults(found, sets))
 
 
@@ -139,9 +144,10 @@ def features(cfg: FeaturesConfig) -> None:
             said, seconds = pytorch_fid(*folders, "--dims", dims, "--device", device)
             other, count = float(said.split()[-1]), 2 * len(sharp)
             rows.append(
-                [f"{dims}", f"{own:.6f}", f"{other:.6f}", f"{abs(own / other - 1):.1e}"]
-                + [f"{count / t:.1f}" for t in (own_seconds, seconds - idle)]
-                + [f"{(seconds - idle) / own_seconds:.2f}"]
+                [dims, own, other, abs(own / other - 1)]
+                + [count / t for t in (own_seconds, seconds - idle)]
+                + [(seconds - idle) / own_seconds]
             )
     header = ["`--dims`", "FID", "by pytorch-fid", "relative difference"]
-    write_table("features", [*header, "images/s", "of pytorch-fid", "ratio"], rows)
+    header += ["images/s", "of pytorch-fid", "ratio"]
+    write_table("features", header, rows, device)

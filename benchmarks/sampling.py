@@ -13,14 +13,17 @@ from torch import Tensor
 
 from benchmarks.common import (
     FOLDER,
+    ROOMS,
     SEARCH_SEED,
     check_inception,
     draw,
     draw_timed,
     judge,
+    measurement_key,
     reference_features,
     shipped_networks,
     whole_numbers,
+    with_spread,
     write_table,
 )
 from benchmarks.figures import plot_sampler_curves
@@ -40,7 +43,7 @@ from sampling.draw import count_evaluated, guidance_at, labels_for, resolve
 from sampling.samplers import SAMPLERS
 from scoring.features import extract, load_features
 from scoring.metrics import all_scores
-from scoring.yardstick import content_hash, score_text, stand_ins
+from scoring.yardstick import content_hash, stand_ins
 from utils.data_loader import load_dataset
 from utils.device import pick_device
 from utils.files import write_atomically
@@ -62,10 +65,9 @@ def sample(cfg: SpeedConfig) -> None:
         _, rate, calls = draw_timed(model, cfg.num_samples, cfg)
         ancestral = SamplingConfig(sampler="ddpm", guidance=1.0, batch_size=cfg.batch_size)
         _, slow_rate, slow_calls = draw_timed(model, cfg.num_samples, ancestral)
-        times = [f"{calls:.0f}", f"{rate:.1f}", f"{slow_calls:.0f}", f"{slow_rate:.2f}"]
-        rows.append([name, *times, f"{rate / slow_rate:.1f}"])
+        rows.append([name, calls, rate, slow_calls, slow_rate, rate / slow_rate])
     header = ["network", "calls", "images/s", "calls, ddpm", "images/s, ddpm", "ratio"]
-    write_table("sample", header, rows)
+    write_table("sample", header, rows, pick_device(cfg.device))
 
 
 FEW = 4  # calls: a distilled network gains nothing by more
@@ -105,7 +107,10 @@ def affordable(sampling: SamplingConfig, model: TrainedModel, calls: int) -> Sam
 
 
 class Measured:
-    """FIDs in several feature spaces, kept in a file so that none is measured twice."""
+    """FIDs in several feature spaces, kept in a file so that none is measured twice.
+
+    The file's name must tell of the code and the data, as `measurement_key` does.
+    """
 
     def __init__(self, path: Path, spaces: list[tuple[str, int, Callable[[Tensor], float]]]):
         """spaces: name of the features, number of images, and the FID of images there."""
@@ -128,27 +133,27 @@ class Measured:
 def samplers(cfg: SamplersConfig) -> None:
     """FID against network calls an image: each sampler unguided, and the default one guided.
 
-    What was measured before is kept, and not done again.
+    What the same code has measured before is kept, and not done again.
     """
     calls = whole_numbers("calls", cfg.calls, at_least=1)
     check_inception(cfg.inception, cfg.num_samples)
     device = pick_device(cfg.device)
     model = load_trained(cfg.checkpoint, device)
-    spaces = [("mnist", cfg.num_samples, judge(load_features("mnist", 0, device), cfg.data_dir))]
+    networks = [(load_features("mnist", 0, device), cfg.num_samples)]
     if cfg.inception:
-        network = load_features("inception", 768, device)
-        spaces.append((network.name, cfg.inception, judge(network, cfg.data_dir)))
-    file = f"samplers_{content_hash(Path(cfg.checkpoint).read_bytes())}.json"
-    measured = Measured(FOLDER / file, spaces)
+        networks.append((load_features("inception", 768, device), cfg.inception))
+    data = [load_dataset("mnist", cfg.data_dir, split) for split in ("train", "test")]
+    versions = [network.version for network, _ in networks]
+    key = measurement_key(device, (*ROOMS, "benchmarks/sampling.py"), data, versions)
+    spaces = [(network.name, n, judge(network, cfg.data_dir)) for network, n in networks]
+    measured = Measured(FOLDER / f"kept_samplers_{key}.json", spaces)
     curves = sampler_curves(cfg, model, measured, calls)
     add_distilled(cfg, curves, measured, calls)
+    header = ["sampler", "n", *(f"{k} calls" for k in calls)]
+    for (name, n, _), curve_of in zip(spaces, curves, strict=True):
+        rows = [[what, n, *map(curve.get, calls)] for what, curve in curve_of.items()]
+        write_table(f"samplers_{name}", header, rows, device)
     titles = [f"FID, {name}, n = {n:,}" for name, n, _ in spaces]
-    for (name, _, _), title, curve_of in zip(spaces, titles, curves, strict=True):
-        rows = [
-            [what] + [f"{curve[k]:.4f}" if k in curve else "-" for k in calls]
-            for what, curve in curve_of.items()
-        ]
-        write_table(f"samplers_{name}", [title, *(f"{k} calls" for k in calls)], rows)
     figure = plot_sampler_curves(dict(zip(titles, curves, strict=True)))
     save_figure(FOLDER / "samplers.png", figure)
 
@@ -174,10 +179,17 @@ def sampler_curves(
             if sampling is None:
                 continue
             images_of = partial(draw, model, sampling=sampling)
-            found = measured.scores(f"{row}, {sampling.steps} steps", images_of)
+            found = measured.scores(drawn_as(cfg.checkpoint, sampling), images_of)
             for curve, value in zip(curves, found, strict=True):
                 curve.setdefault(row, {})[most] = value
     return curves
+
+
+def drawn_as(checkpoint: str, sampling: SamplingConfig) -> str:
+    """The network and all settings that decide its images, for the key of a measurement."""
+    path, settings = Path(checkpoint), dataclasses.asdict(sampling).items()
+    said = [f"{name} {value}" for name, value in settings if value is not None]
+    return ", ".join([f"{path.stem} {content_hash(path.read_bytes())}", *said])
 
 
 def add_distilled(
@@ -189,9 +201,10 @@ def add_distilled(
         return
     model = load_trained(path, pick_device(cfg.device), "--distilled")
     for steps in (k for k in calls if k <= FEW):
-        sampling = SamplingConfig(steps=steps, seed=cfg.seed, batch_size=cfg.batch_size)
-        what = f"{path.stem} {content_hash(path.read_bytes())}, {steps} steps"
-        found = measured.scores(what, partial(draw, model, sampling=sampling))
+        asked = SamplingConfig(steps=steps, seed=cfg.seed, batch_size=cfg.batch_size)
+        sampling = resolve(asked, model)
+        images_of = partial(draw, model, sampling=sampling)
+        found = measured.scores(drawn_as(cfg.distilled, sampling), images_of)
         for curve, value in zip(curves, found, strict=True):
             curve.setdefault(f"{FEW_STEP_SAMPLER}, {path.stem}", {})[steps] = value
 
@@ -243,9 +256,9 @@ def guidance(cfg: GuidanceConfig) -> None:
         features = extract(network, images, "samples")
         read = network.probabilities(features).argmax(dim=1)
         scores = all_scores(features, reference)
-        cells = [f"{scale:g}", where, f"{calls:.0f}", f"{(read == labels).float().mean():.4f}"]
-        cells += [score_text(*scores[metric]) for metric in ("fid", "precision", "recall")]
+        cells = [scale, where, calls, (read == labels).double().mean().item()]
+        cells += [with_spread(*scores[metric]) for metric in ("fid", "precision", "recall")]
         if cfg.inception:
-            cells.append(f"{score(images[: cfg.inception]):.4f}")
+            cells.append(score(images[: cfg.inception]))
         rows.append(cells)
-    write_table("guidance", header, rows)
+    write_table("guidance", header, rows, device, keys=2)

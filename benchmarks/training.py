@@ -11,22 +11,24 @@ import torch
 
 from benchmarks.common import (
     FOLDER,
+    ROOMS,
     SEARCH_SEED,
     check_inception,
     draw,
+    figure_text,
     judge,
+    measurement_key,
+    over_seeds,
     seconds_each,
-    spread_text,
     write_table,
 )
 from benchmarks.figures import plot_learning_curves
 from benchmarks.parts import Cost, cost_of_parts, gemm_rate
 from config import DATA_DIR, DEVICES, MODELS, SamplingConfig, TrainConfig, UserError, parse, setting
 from scoring.features import load_features
-from scoring.yardstick import content_hash
 from training.denoising import DenoisingTrainer
 from training.loop import Run, train
-from utils.data_loader import describe, load_dataset, to_model_range
+from utils.data_loader import Dataset, describe, load_dataset, to_model_range
 from utils.device import DTYPES, arithmetic, pick_device
 from utils.files import write_atomically
 from utils.visualization import save_figure
@@ -85,22 +87,24 @@ def learning_curve(cfg: QualityConfig, seed: int, goal: float) -> list[dict]:
     """`minutes` of training, `step` and `fid` on the way of one run, which ends early at `goal`.
 
     Kept in a file as it grows, so that the same command goes on after an interruption. Other
-    settings make another run.
+    settings, code, hardware or data make another run.
     """
-    training, device = cfg.training(seed), pick_device(cfg.device)
-    sampling = cfg.drawing()
-    measured = (dataclasses.asdict(training), cfg.num_samples, cfg.every, cfg.inception)
-    settings = content_hash(json.dumps([*measured, dataclasses.asdict(sampling)]).encode())
-    name = f"benchmark_{cfg.model_type}_{cfg.max_minutes:g}min_{settings}"
-    path = FOLDER / f"{name}.json"
+    training, device, sampling = cfg.training(seed), pick_device(cfg.device), cfg.drawing()
+    data = load_dataset(
+        training.dataset, training.data_dir, "train", training.test_dir, training.train_size
+    )
+    networks = [load_features("mnist", 0, device)]
+    if cfg.inception:
+        networks.append(load_features("inception", 768, device))
+    key = curve_key(cfg, training, sampling, data, [network.version for network in networks])
+    name = f"benchmark_{cfg.model_type}_{cfg.max_minutes:g}min_{key}"
+    path = FOLDER / f"kept_{name}.json"
     curve = json.loads(path.read_text()) if path.exists() else []
     reached = any(point["fid"] <= goal for point in curve)
     if reached or (curve and curve[-1]["minutes"] >= cfg.max_minutes):
         print(f"seed {seed}: as measured before, {path}")
         return curve
-    score = judge(load_features("mnist", 0, device), cfg.data_dir)
-    if cfg.inception:
-        score_end = judge(load_features("inception", 768, device), cfg.data_dir)
+    score, *score_end = (judge(network, cfg.data_dir) for network in networks)
 
     def watch(run: Run) -> None:
         while curve and curve[-1]["minutes"] > run.minutes:  # scored before an interruption
@@ -111,18 +115,31 @@ def learning_curve(cfg: QualityConfig, seed: int, goal: float) -> list[dict]:
         images = draw(run.trainer.model, cfg.num_samples, sampling)
         curve.append({"minutes": run.minutes, "step": run.step, "fid": score(images)})
         if cfg.inception and run.progress >= 1:
-            curve[-1]["inception"] = score_end(images[: cfg.inception])
+            curve[-1]["inception"] = score_end[0](images[: cfg.inception])
         write_atomically(path, json.dumps(curve).encode())
         if curve[-1]["fid"] <= goal:
             raise Reached
 
-    data = load_dataset(
-        training.dataset, training.data_dir, "train", training.test_dir, training.train_size
-    )
     training = dataclasses.replace(training, experiment_name=name)
     with contextlib.suppress(Reached):
         train(DenoisingTrainer(training, data.info, device), data, watch)
     return curve
+
+
+def curve_key(
+    cfg: QualityConfig,
+    training: TrainConfig,
+    sampling: SamplingConfig,
+    data: Dataset,
+    versions: list[str],
+) -> str:
+    """A hash of all that decides a learning curve; `versions` are those of the feature networks."""
+    test = load_dataset("mnist", cfg.data_dir, "test")
+    settings = (dataclasses.asdict(training), dataclasses.asdict(sampling))
+    counts = (cfg.num_samples, cfg.every, cfg.inception)
+    rooms = (*ROOMS, "training", "benchmarks/training.py")
+    device = pick_device(cfg.device)
+    return measurement_key(device, rooms, [data, test], *settings, *counts, versions)
 
 
 def train_benchmark(cfg: QualityConfig) -> None:
@@ -134,17 +151,22 @@ def train_benchmark(cfg: QualityConfig) -> None:
     curves = [learning_curve(cfg, seed, goal=0.0) for seed in range(cfg.seeds)]
     save_figure(FOLDER / f"train_{cfg.model_type}.png", plot_learning_curves(curves))
     rows = [
-        [f"{seed}", f"{point['minutes']:.1f}", f"{point['step']}", f"{point['fid']:.3f}"]
+        [seed, point["step"], point["minutes"], point["fid"]]
         for seed, curve in enumerate(curves)
         for point in curve
     ]
-    write_table(f"train_{cfg.model_type}", ["seed", "minutes", "step", "FID"], rows)
-    scores = spread_text([curve[-1]["fid"] for curve in curves])
-    claim = f"FID {scores} (mnist features, n = {cfg.num_samples:,})"
-    if cfg.inception:
-        scores = spread_text([curve[-1]["inception"] for curve in curves])
-        claim += f", {scores} (inception 768, n = {cfg.inception:,})"
-    print(f"# {cfg.model_type}, {cfg.max_minutes:g} minutes, {cfg.seeds} seeds: {claim}")
+    device = pick_device(cfg.device)
+    write_table(
+        f"train_{cfg.model_type}_curves", ["seed", "step", "minutes", "FID"], rows, device, keys=2
+    )
+    ends = {"mnist": (cfg.num_samples, "fid"), "inception-768": (cfg.inception, "inception")}
+    rows = [
+        [features, n, cfg.max_minutes, cfg.seeds, over_seeds([curve[-1][key] for curve in curves])]
+        for features, (n, key) in ends.items()
+        if n
+    ]
+    header = ["features", "n", "minutes", "seeds", "FID"]
+    write_table(f"train_{cfg.model_type}", header, rows, device)
 
 
 def speedrun(cfg: QualityConfig) -> None:
@@ -154,12 +176,13 @@ def speedrun(cfg: QualityConfig) -> None:
         next((point["minutes"] for point in curve if point["fid"] <= cfg.fid), None)
         for curve in curves
     ]
-    rows = [[f"{k}", "-" if m is None else f"{m:.2f}"] for k, m in enumerate(reached)]
-    write_table(f"speedrun_{cfg.model_type}", ["seed", "minutes"], rows)
+    rows = [[seed, minutes] for seed, minutes in enumerate(reached)]
+    header = ["seed", "minutes"]
+    write_table(f"speedrun_{cfg.model_type}", header, rows, pick_device(cfg.device))
     if None in reached:
         claim = f"{reached.count(None)} of {cfg.seeds} seeds missed it in {cfg.max_minutes:g} min"
     else:
-        claim = f"{spread_text(reached)} minutes, {cfg.seeds} seeds"
+        claim = f"{figure_text(over_seeds(reached))} minutes, {cfg.seeds} seeds"
     measure = f"mnist features, n = {cfg.num_samples:,}"
     print(f"# {cfg.model_type} to FID {cfg.fid:g} ({measure}): {claim}")
 
@@ -188,14 +211,15 @@ def profile(cfg: QualityConfig) -> None:
     rows = [
         [
             name,
-            f"{cost.seconds * 1e3:.3g}",
-            f"{cost.operations / cost.seconds / 1e9:,.0f}",
-            f"{cost.operations / cost.seconds / best:.1%}",
+            cost.seconds * 1e3,
+            batch / cost.seconds,
+            cost.operations / cost.seconds / 1e9,
+            cost.operations / cost.seconds / best,
         ]
         for name, cost in {**parts, "the whole step": whole}.items()
     ]
-    header = [f"{cfg.model_type}, batch {batch}", "ms", "GFLOP/s", "of the best product's"]
-    write_table("profile", header, rows)
+    header = ["part of a step", "ms", "images/s", "GFLOP/s", "of the best product's"]
+    write_table(f"profile_{cfg.model_type}_{batch}_{precision}", header, rows, device)
     print(
         f"{batch / seconds:.0f} images/s: {whole.operations / seconds / best:.0%} of the best"
         f" {precision} matrix product's {best / 1e9:.0f} GFLOP/s"

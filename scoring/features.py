@@ -18,9 +18,11 @@ from tqdm import tqdm
 from config import UserError
 from scoring.classifier import CLASSIFIER_SHA256, DigitClassifier, load_classifier
 from utils.files import write_atomically
+from utils.provenance import source_hash
 
 CACHE = Path("outputs") / "feature_cache"
 CACHE_BLOCK = 1000  # images a file, so that what an interrupted run has done is not lost
+CODE = ("scoring/features.py", "scoring/classifier.py")  # makes the features
 
 
 class FeatureNetwork(Protocol):
@@ -126,11 +128,12 @@ def _extract(network: FeatureNetwork, images: Tensor, bar: tqdm) -> Tensor:
 
 
 def _cached(network: FeatureNetwork, images: Tensor, bar: tqdm) -> Tensor:
-    """The file's name holds the network's and the images' hashes and the file its own content's, so
-    a stale or damaged one is never trusted but made anew."""
+    """The file's name holds the hashes of network, code and images, and the file its own content's,
+    so a stale or damaged one is never trusted but made anew."""
     size = "x".join(map(str, images.shape))
     key = hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest()[:16]
-    path = CACHE / f"{network.name}_{network.version}_{size}_{key}.features"
+    made = f"{network.name}_{network.version}_{source_hash(CODE)}"
+    path = CACHE / f"{made}_{size}_{key}.features"
     size = 4 * len(images) * network.dim
     try:
         data = path.read_bytes()

@@ -58,7 +58,7 @@ def test_a_changed_classifier_file_is_refused(own_folder, monkeypatch):
         MNISTFeatures()
 
 
-def test_features_are_computed_once_and_read_back(images):
+def test_features_are_computed_once_and_read_back(images, monkeypatch):
     network = Counting()
     first = extract(network, images, "x", cache=True)
     assert network.seen == 60 and torch.equal(first, network(images))
@@ -66,6 +66,9 @@ def test_features_are_computed_once_and_read_back(images):
     assert torch.equal(extract(network, images, "x", cache=True), first) and network.seen == 0
     extract(network, images.flip(0), "x", cache=True)
     assert network.seen == 60
+    monkeypatch.setattr(features, "source_hash", lambda files: "of other code")
+    extract(network, images, "x", cache=True)
+    assert network.seen == 120
 
 
 @pytest.mark.parametrize(

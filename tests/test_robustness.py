@@ -183,7 +183,11 @@ def test_a_run_records_what_ran_it_and_what_was_changed(cli):
     assert record["config"]["epochs"] == 2
     end = last_checkpoint("a")
     assert end["changes"] == record["changes"]
-    assert {"torch", "hardware", "commit", "command"} <= set(end["environment"])
+    assert record["environments"] == end["environments"]
+    first, second = end["environments"]
+    assert (first["from_step"], second["from_step"]) == (0, 4)
+    assert "--deterministic" not in first["command"] and "--deterministic" in second["command"]
+    assert {"commit", "date", "hardware", "versions"} <= set(first)
 
 
 def test_the_same_seed_gives_the_same_weights(cli):

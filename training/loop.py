@@ -26,8 +26,8 @@ from utils.checkpoint import (
     save_checkpoint,
 )
 from utils.data_loader import Dataset, DatasetInfo, epoch_batches, to_model_range
-from utils.device import environment
 from utils.files import writable_folder, write_atomically
+from utils.provenance import provenance
 from utils.tensorboard_logger import TensorBoardLogger
 from utils.visualization import make_grid, plot_loss, plot_schedule, save_figure, save_png
 
@@ -63,6 +63,7 @@ class Run:
         saved: when the last checkpoint was written, by time.monotonic().
         history: what was reported: `step` and `loss`.
         changes: settings that were changed on the way, a line each.
+        environments: what ran it, and from which step on; one more with each resume.
     """
 
     def __init__(self, trainer: Trainer, count: int, folder: Path):
@@ -77,7 +78,7 @@ class Run:
         self.steps_per_epoch = count // self.batch_size
         self.step, self.minutes, self.stopped = 0, 0.0, 0
         self.saved = time.monotonic()
-        self.environment, self.changes = environment(trainer.device), []
+        self.environments, self.changes = [{"from_step": 0, **provenance(trainer.device)}], []
         self.history: dict[str, list] = {"step": [], "loss": []}
 
     @property
@@ -106,7 +107,7 @@ class Run:
         return path
 
     def state(self) -> dict:
-        own = ("step", "epoch", "minutes", "history", "environment", "changes")
+        own = ("step", "epoch", "minutes", "history", "environments", "changes")
         return {
             "config": dataclasses.asdict(self.cfg),
             "data": dataclasses.asdict(self.trainer.data),
@@ -124,6 +125,8 @@ class Run:
             self.trainer.load_state(checkpoint)
             self.step, self.minutes = int(checkpoint["step"]), float(checkpoint["minutes"])
             self.history = {key: list(checkpoint["history"][key]) for key in self.history}
+            self.environments[-1]["from_step"] = self.step
+            self.environments[:0] = checkpoint.get("environments", [])
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise UserError(f"checkpoint {path}: damaged: {error}") from None
 
@@ -246,7 +249,7 @@ def train_epoch(
 
 def start_logs(run: Run, resumed: Path | None, outputs: Path, runs: Path) -> TensorBoardLogger:
     """Say what goes on, and open the run's TensorBoard log; what runs it goes to run.json."""
-    record = {"config": dataclasses.asdict(run.cfg), "environment": run.environment}
+    record = {"config": dataclasses.asdict(run.cfg), "environments": run.environments}
     record |= {"data": dataclasses.asdict(run.trainer.data), "changes": run.changes}
     write_atomically(outputs / "run.json", (json.dumps(record, indent=2) + "\n").encode())
     logger = TensorBoardLogger(runs, first_step=run.step)

@@ -2,11 +2,6 @@
 
 import contextlib
 import os
-import platform
-import shlex
-import subprocess
-import sys
-from pathlib import Path
 
 import torch
 
@@ -85,30 +80,3 @@ def check_compile(device: torch.device) -> None:
 def sampling_batch(device: torch.device) -> int:
     """How many images to draw at a time: a CPU's caches hold few, and a GPU idles over few."""
     return 250 if device.type == "cpu" else 1000
-
-
-def hardware(device: torch.device) -> str:
-    """The name of the GPU, or of the CPU with its number of threads."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.split(": ")[1] for line in lines if line.startswith("model name")), name)
-    return f"{name}, {torch.get_num_threads()} of {os.cpu_count()} threads"
-
-
-def environment(device: torch.device) -> dict[str, str]:
-    """What another person needs to get the same figures: versions, hardware, commit, command."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):  # not a clone, or no git
-        commit = "unknown"
-    return {
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "hardware": hardware(device),
-        "commit": commit,
-        "command": shlex.join(["python", *sys.argv]),
-    }
