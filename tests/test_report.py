@@ -42,7 +42,8 @@ def pages(own_folder):
 
 
 def content():
-    return {path: path.read_bytes() for path in sorted(Path().rglob("*")) if path.is_file()}
+    paths = [*Path().glob("*.md"), *Path("docs").rglob("*"), *Path("outputs").glob("benchmark/*")]
+    return {path: path.read_bytes() for path in paths if path.is_file()}
 
 
 def check(cli):
