@@ -47,6 +47,9 @@ class QualityConfig:
     inception: int | None = setting(
         None, "train: score N images of the end by Inception as well (768)", low=40
     )
+    held_out: bool = setting(
+        False, "to choose: train without the last sixth of the images, and score against it"
+    )
     profile: bool = setting(False, "train: only show what a training step spends its time on")
     device: str = setting("auto", "where to compute", choices=DEVICES)
     data_dir: str = setting(DATA_DIR, "where MNIST is, or is downloaded to")
@@ -64,6 +67,7 @@ class QualityConfig:
             "seed": seed,
             "device": self.device,
             "data_dir": self.data_dir,
+            "held_out": self.held_out,
         }
         flags = shlex.split(self.settings)
         for flag in flags:
@@ -98,9 +102,9 @@ def learning_curve(cfg: QualityConfig, seed: int, goal: float) -> list[dict]:
     if reached or (curve and curve[-1]["minutes"] >= cfg.max_minutes):
         print(f"seed {seed}: as measured before, {path}")
         return curve
-    score = judge(load_features("mnist", 0, device), cfg.data_dir)
+    score = judge(load_features("mnist", 0, device), cfg.data_dir, cfg.held_out)
     if cfg.inception:
-        score_end = judge(load_features("inception", 768, device), cfg.data_dir)
+        score_end = judge(load_features("inception", 768, device), cfg.data_dir, cfg.held_out)
 
     def watch(run: Run) -> None:
         while curve and curve[-1]["minutes"] > run.minutes:  # scored before an interruption
@@ -116,9 +120,8 @@ def learning_curve(cfg: QualityConfig, seed: int, goal: float) -> list[dict]:
         if curve[-1]["fid"] <= goal:
             raise Reached
 
-    data = load_dataset(
-        training.dataset, training.data_dir, "train", training.test_dir, training.train_size
-    )
+    where = (training.dataset, training.data_dir, "train", training.test_dir)
+    data = load_dataset(*where, limit=training.train_size, held_out=training.held_out)
     training = dataclasses.replace(training, experiment_name=name)
     with contextlib.suppress(Reached):
         train(DenoisingTrainer(training, data.info, device), data, watch)
