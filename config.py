@@ -81,6 +81,7 @@ class TrainConfig:
     dataset: str = setting("mnist", "what to learn", choices=DATASETS)
     data_dir: str = setting(DATA_DIR, "where the data is, or is downloaded to; folder: the images")
     test_dir: str | None = setting(None, "folder: test images; default a tenth of --data_dir")
+    held_out: bool = setting(False, "leave out the last sixth of the training images, to choose by")
     train_size: int | None = setting(None, "use only the first N training images", low=1)
 
     epochs: int = setting(20, "passes over the data", low=1)
@@ -192,7 +193,14 @@ class EvalConfig(SamplingConfig):
     validate_all: bool = setting(False, "score every checkpoint of --experiment_name")
     images: str | None = setting(None, "score these, not a model: a folder, .npz or .npy")
     reference_images: str | None = setting(None, "compare with these, not the data's test set")
+    held_out: bool = setting(
+        False, "compare with the last sixth of the training images: for what is chosen by scores"
+    )
     num_samples: int = setting(10_000, "how many images to score", low=6)
+    seeds: int = setting(1, "draw them from N seeds on, and give the mean", low=1)
+    floor_draws: int | None = setting(
+        None, "draws of real images, as far as they fit; default 10, inception 10,000 images", low=1
+    )
     features: str = setting("mnist", "feature network", choices=("mnist", "inception"))
     dims: int = setting(2048, "Inception layer", choices=INCEPTION_DIMS)
     memorization: bool = setting(False, "look for copies of training images")

@@ -25,8 +25,9 @@ def main() -> None:
         cfg = parse(TrainConfig, "Distil a diffusion model.", **inherited(cfg.teacher))
     device = pick_device(cfg.device, cfg.precision)
     with distributed.joined(device):
+        where = (cfg.dataset, cfg.data_dir, "train", cfg.test_dir)
         with distributed.first_goes_ahead():
-            data = load_dataset(cfg.dataset, cfg.data_dir, "train", cfg.test_dir, cfg.train_size)
+            data = load_dataset(*where, limit=cfg.train_size, held_out=cfg.held_out)
         trainer = DistillingTrainer if cfg.teacher else DenoisingTrainer
         path = train(trainer(cfg, data.info, device), data)
         if distributed.is_first():

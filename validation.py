@@ -1,7 +1,8 @@
 """Score a checkpoint, every checkpoint of a run, or any set of images against real ones.
 
 Each score is printed beside its floor: what as many real images get from the same feature network
-against the same reference. A model is as good as real data when it reaches the floor.
+against the same reference, over several draws of them. A model is as good as real data when it
+reaches the floor: the distance from there is given in standard deviations of a draw.
 """
 
 import dataclasses
@@ -18,14 +19,8 @@ from sampling.draw import count_evaluated, draw_images, labels_for, resolve
 from scoring.evaluation import Candidate, Scorer
 from scoring.features import check_features, load_features
 from scoring.metrics import METRICS, NEAREST_K
-from scoring.yardstick import (
-    Yardstick,
-    content_hash,
-    image_hash,
-    print_classes,
-    print_scores,
-    stand_ins,
-)
+from scoring.tables import distance_text, print_classes, print_scores
+from scoring.yardstick import Yardstick, content_hash, image_hash
 from utils import distributed
 from utils.checkpoint import epoch_number, list_checkpoints
 from utils.data_loader import describe, load_dataset
@@ -55,7 +50,7 @@ def find_models(cfg: EvalConfig) -> list[Path]:
 
 def load_model(cfg: EvalConfig, path: Path, device: torch.device) -> TrainedModel:
     """The model to score. Raises UserError where it is not what the flags say."""
-    model = load_trained(path, device, "--path_to_model")
+    model = load_trained(path, device, "--path_to_model", cfg.held_out)
     if cfg.model_type and cfg.model_type != model.config.model_type:
         raise UserError(f"--model_type {cfg.model_type}: {path} holds a {model.config.model_type}")
     if cfg.dataset and cfg.dataset != model.data.name:
@@ -108,25 +103,27 @@ def read_candidate(cfg: EvalConfig) -> Candidate:
 def make_scorer(
     cfg: EvalConfig, candidate: Candidate, model: TrainedModel | None, device: torch.device
 ) -> Scorer:
-    """The reference is the test set of the model's data, or --reference_images."""
+    """The reference is the test set of the model's data, or the images that --held_out or
+    --reference_images name."""
     name = model.config.dataset if model else cfg.dataset or "mnist"
     data_dir = cfg.data_dir or (model.config.data_dir if model else DATA_DIR)
     test_dir = cfg.test_dir or (model.config.test_dir if model else None)
-    real = partial(load_dataset, name, data_dir, test_dir=test_dir)
-    stand_in, reference = None, cfg.reference_images
+    real = partial(load_dataset, name, data_dir, test_dir=test_dir, held_out=cfg.held_out)
+    reference = cfg.reference_images
     if reference:
         fewest = 2 * (NEAREST_K + 1)  # as one half of them is held against the other
         found = read_images(Path(reference), "--reference_images", at_least=fewest)
         tell(found.notes)
         images = found.images
     else:
-        reference, images = f"{name} test set", real("test").images
+        reference = f"{name} " + ("held-out images" if cfg.held_out else "test set")
+        images = real("test").images
     source = f"--images {cfg.images}" if cfg.images else "the samples"
     check_shape(candidate.images, tuple(images.shape[1:]), source, like=reference)
-    if not cfg.reference_images:
-        stand_in = stand_ins(real("train").images, len(candidate.images))
+    train = None if cfg.reference_images else real("train").images
     network = load_features(cfg.features, cfg.dims, device)
-    yardstick = Yardstick(network, reference, images, stand_in)
+    count = len(candidate.images)
+    yardstick = Yardstick(network, reference, images, count, train, cfg.floor_draws)
     info = model.data if model else describe(name, candidate.images)
     return Scorer(network, yardstick, info, real, device)
 
@@ -141,6 +138,7 @@ def write_scores(cfg: EvalConfig, candidate: Candidate, found: dict | list) -> P
     what = "all" if cfg.validate_all else Path(scores.get("model", "images")).stem
     deciding = {**candidate.facts, "reference": scores["reference_hash"]}
     deciding["features"] = scores["feature_hash"]
+    deciding |= {key: scores.get(key) for key in ("n_floor_draws", "seeds")}
     digest = content_hash(json.dumps(deciding, sort_keys=True).encode())[:6]
     name = f"scores_{what}_{scores['features']}_{scores['n']}_{digest}.json"
     path = Path(cfg.json) if cfg.json else Path("outputs") / candidate.name / name
@@ -151,18 +149,20 @@ def write_scores(cfg: EvalConfig, candidate: Candidate, found: dict | list) -> P
 
 
 def validate_one(cfg: EvalConfig, device: torch.device) -> None:
-    """Score one candidate; table, JSON and figure."""
-    model = None
-    if cfg.images:
-        candidate = read_candidate(cfg)
-    else:
+    """Score images, or what a model draws from one or several seeds; table, JSON and figure."""
+    model, scorer, found = None, None, []
+    if not cfg.images:
         path = find_models(cfg)[0]
         model = load_model(cfg, path, device)
-        candidate = draw_candidate(cfg, path, model)
+    for seed in range(cfg.seed, cfg.seed + cfg.seeds):
+        own = dataclasses.replace(cfg, seed=seed)
+        candidate = draw_candidate(own, path, model) if model else read_candidate(own)
+        if distributed.is_first():
+            scorer = scorer or make_scorer(cfg, candidate, model, device)
+            found.append(scorer.evaluate(candidate, cfg.memorization, cfg.tstr))
     if not distributed.is_first():
         return
-    scorer = make_scorer(cfg, candidate, model, device)
-    scores = scorer.evaluate(candidate, cfg.memorization, cfg.tstr)
+    scores = scorer.over_seeds(found) if cfg.seeds > 1 else found[0]
     path = write_scores(cfg, candidate, scores)
     save_figure(path.with_suffix(".png"), plot_scores(scores, candidate.images))
     print_scores(scores)
@@ -184,7 +184,10 @@ def validate_all(cfg: EvalConfig, device: torch.device) -> None:
         scorer = scorer or make_scorer(cfg, candidate, model, device)
         scores = scorer.evaluate(candidate, cfg.memorization, cfg.tstr)
         found.append({"epoch": epoch_number(path), **scores})
-        print(f"{path}: fid {scores['fid']:.3f}, floor {scores['fid_floor']:.3f}")
+        print(
+            f"{path}: fid {scores['fid']:.3f}, floor {scores['fid_floor']:.3f},"
+            f" distance {distance_text(scores, 'fid')}"
+        )
         logger = logger or TensorBoardLogger(Path("runs") / cfg.experiment_name / "validation")
         values = {f"{name}_{scores['features']}": scores[name] for name in METRICS}
         logger.scalars(epoch_number(path), group="validation", **values)
@@ -202,6 +205,12 @@ def main() -> None:
         for flag in ("path_to_model", "validate_all", *cfg.carried()):
             if getattr(cfg, flag):
                 raise UserError(f"--images and --{flag}: give one of them")
+    if cfg.seeds > 1 and (cfg.images or cfg.validate_all):
+        raise UserError(f"--seeds {cfg.seeds}: needs one model, no --images and no --validate_all")
+    if cfg.seed + cfg.seeds > 2**63:
+        raise UserError(f"--seeds {cfg.seeds}: the last of them would be above 2^63 - 1")
+    if cfg.held_out and cfg.reference_images:
+        raise UserError("--held_out and --reference_images: give one of them")
     if cfg.validate_all and (cfg.path_to_model or not cfg.experiment_name):
         raise UserError("--validate_all: needs --experiment_name and no --path_to_model")
     if cfg.json:

@@ -2,6 +2,7 @@
 
     python -m benchmarks floors    what real images score against the test set, by their number
     python -m benchmarks faults    which metric notices which fault in real images
+    python -m benchmarks calibration  is the spread that a score states the one that it has?
     python -m benchmarks features  images/s of the feature networks, and FID by another program
     python -m benchmarks train     FID against minutes of training (--profile: where a step goes)
     python -m benchmarks speedrun  minutes of training until a given FID
@@ -18,10 +19,11 @@ generate.py's own; scoring is not on the clock.
 
 import sys
 
+from benchmarks.calibration import CalibrationConfig, calibrate
 from benchmarks.comparison import CompareConfig, compare
 from benchmarks.gpu import GPUConfig, gpu
 from benchmarks.report import ReportConfig, report
-from benchmarks.ruler import FeaturesConfig, SpacesConfig, faults, features, floors
+from benchmarks.ruler import FeaturesConfig, FloorsConfig, SpacesConfig, faults, features, floors
 from benchmarks.sampling import (
     GuidanceConfig,
     SamplersConfig,
@@ -37,8 +39,9 @@ from utils.provenance import provenance
 from utils.script import run
 
 BENCHMARKS = {
-    "floors": (SpacesConfig, floors),
+    "floors": (FloorsConfig, floors),
     "faults": (SpacesConfig, faults),
+    "calibration": (CalibrationConfig, calibrate),
     "features": (FeaturesConfig, features),
     "train": (QualityConfig, train_benchmark),
     "speedrun": (QualityConfig, speedrun),

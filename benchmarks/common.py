@@ -15,7 +15,7 @@ from models import MODELS
 from models.trained import TrainedModel, load_trained
 from sampling.draw import count_evaluated, labels_for, sample_images
 from scoring.features import FeatureNetwork, extract, load_features
-from scoring.metrics import fid
+from scoring.metrics import Reference, fid
 from scoring.yardstick import content_hash, image_hash, score_text
 from utils.data_loader import Dataset, load_dataset
 from utils.device import pick_device
@@ -43,15 +43,20 @@ def check_inception(inception: int | None, num_samples: int) -> None:
         raise UserError(f"--inception {inception}: must be at most --num_samples")
 
 
-def reference_features(network: FeatureNetwork, data_dir: str) -> Tensor:
-    """What every score here is held against: the features of MNIST's test set."""
-    test = load_dataset("mnist", data_dir, "test")
-    return extract(network, test.images, "the test set", cache=True)
+def reference_features(network: FeatureNetwork, data_dir: str, held_out: bool = False) -> Tensor:
+    """What every score here is held against: the features of MNIST's test set.
+
+    With `held_out`, those of the training images that are held out, to choose by.
+    """
+    test = load_dataset("mnist", data_dir, "test", held_out=held_out)
+    return extract(network, test.images, "the reference", cache=True)
 
 
-def judge(network: FeatureNetwork, data_dir: str) -> Callable[[Tensor], float]:
-    """The FID of images against MNIST's test set, in the features of `network`."""
-    reference = reference_features(network, data_dir)
+def judge(
+    network: FeatureNetwork, data_dir: str, held_out: bool = False
+) -> Callable[[Tensor], float]:
+    """The FID of images against `reference_features`, in the features of `network`."""
+    reference = Reference(reference_features(network, data_dir, held_out))
     return lambda images: fid(extract(network, images, "samples"), reference)
 
 

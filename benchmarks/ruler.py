@@ -21,8 +21,10 @@ from benchmarks.common import (
 )
 from benchmarks.figures import plot_faults
 from config import DATA_DIR, DEVICES, INCEPTION_DIMS, setting
+from scoring.estimate import Estimate
 from scoring.features import extract, load_features
-from scoring.metrics import METRICS, all_scores, fid
+from scoring.metrics import METRICS, Reference, all_scores, fid
+from scoring.yardstick import default_draws
 from utils.data_loader import load_dataset
 from utils.device import pick_device
 from utils.images import load_images
@@ -43,19 +45,36 @@ class SpacesConfig:
     device: str = setting("auto", "where to compute", choices=DEVICES)
 
 
-def floors(cfg: SpacesConfig) -> None:
-    """What real training images score against the MNIST test set, for several numbers of them."""
+@dataclass(frozen=True)
+class FloorsConfig(SpacesConfig):
+    """The same, and how many draws."""
+
+    floor_draws: int | None = setting(
+        None, "disjoint draws, as far as they fit; default 10, inception 10,000 images", low=1
+    )
+
+
+def floors(cfg: FloorsConfig) -> None:
+    """What real training images score against the MNIST test set, for several numbers of them.
+
+    The mean over disjoint draws and the standard deviation of a draw, as in `scoring.yardstick`.
+    """
     train = load_dataset("mnist", cfg.data_dir, "train").images
     chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(cfg.seed))
     sizes = [n for n in (512, 1000, 2000, 5000, 10_000, 20_000) if n <= cfg.num_samples]
     rows = []
     for network in feature_networks(cfg.features, cfg.dims, cfg.device):
-        reference = reference_features(network, cfg.data_dir)
-        features = extract(network, train[chosen[: sizes[-1]]], "real images", cache=True)
+        reference = Reference(reference_features(network, cfg.data_dir))
         for n in sizes:
-            scores = all_scores(features[:n], reference)
-            rows.append([network.name, n, *(with_spread(*scores[name]) for name in METRICS)])
-    write_table("floors", ["features", "n", *METRICS], rows, pick_device(cfg.device), keys=2)
+            draws = min(cfg.floor_draws or default_draws(network, n), len(train) // n)
+            images = train[chosen[: draws * n]]
+            parts = extract(network, images, "real images", cache=True).split(n)
+            found = [all_scores(part, reference) for part in parts]
+            means = [Estimate.of([scores[name] for scores in found]) for name in METRICS]
+            cells = [with_spread(mean.value, mean.spread) for mean in means]
+            rows.append([network.name, n, draws, *cells])
+    header = ["features", "n", "draws", *METRICS]
+    write_table("floors", header, rows, pick_device(cfg.device), keys=2)
 
 
 def faulty_sets(images: Tensor, labels: Tensor, n: int, seed: int) -> dict[str, Tensor]:

@@ -87,6 +87,7 @@ class SamplersConfig(SamplingConfig):
     calls: str = setting("1,2,4,6,8,10,15,20,50,100,300", "network calls an image, at most")
     num_samples: int = setting(10_000, "images for each score", low=40)
     inception: int | None = setting(None, "score N of them by Inception as well (768)", low=40)
+    held_out: bool = setting(False, "to choose: score against what the network was not shown")
     seed: int = setting(SEARCH_SEED, "of the samples", low=0, high=2**63 - 1)
     device: str = setting("auto", "where to compute", choices=DEVICES)
     data_dir: str = setting(DATA_DIR, "where MNIST is, or is downloaded to")
@@ -138,14 +139,19 @@ def samplers(cfg: SamplersConfig) -> None:
     calls = whole_numbers("calls", cfg.calls, at_least=1)
     check_inception(cfg.inception, cfg.num_samples)
     device = pick_device(cfg.device)
-    model = load_trained(cfg.checkpoint, device)
+    model = load_trained(cfg.checkpoint, device, held_out=cfg.held_out)
     networks = [(load_features("mnist", 0, device), cfg.num_samples)]
     if cfg.inception:
         networks.append((load_features("inception", 768, device), cfg.inception))
-    data = [load_dataset("mnist", cfg.data_dir, split) for split in ("train", "test")]
+    data = [
+        load_dataset("mnist", cfg.data_dir, split, held_out=cfg.held_out)
+        for split in ("train", "test")
+    ]
     versions = [network.version for network, _ in networks]
     key = measurement_key(device, (*ROOMS, "benchmarks/sampling.py"), data, versions)
-    spaces = [(network.name, n, judge(network, cfg.data_dir)) for network, n in networks]
+    spaces = [
+        (network.name, n, judge(network, cfg.data_dir, cfg.held_out)) for network, n in networks
+    ]
     measured = Measured(FOLDER / f"kept_samplers_{key}.json", spaces)
     curves = sampler_curves(cfg, model, measured, calls)
     add_distilled(cfg, curves, measured, calls)
@@ -163,7 +169,7 @@ def sampler_curves(
 ) -> list[dict[str, dict[int, float]]]:
     """For each space {row of the table: {network calls: FID}}; the first row is real images'."""
     real = "real training images"
-    train = load_dataset("mnist", cfg.data_dir, "train").images
+    train = load_dataset("mnist", cfg.data_dir, "train", held_out=cfg.held_out).images
     floors = measured.scores(real, partial(stand_ins, train))
     curves = [{real: dict.fromkeys(calls, floor)} for floor in floors]
     samplers = [name for name in SAMPLERS if model.few_step == (name == FEW_STEP_SAMPLER)]
@@ -195,11 +201,16 @@ def drawn_as(checkpoint: str, sampling: SamplingConfig) -> str:
 def add_distilled(
     cfg: SamplersConfig, curves: list[dict[str, dict]], measured: Measured, calls: list[int]
 ) -> None:
-    """Add a row to the `curves`: the distilled network, at up to FEW calls."""
+    """Add a row to the `curves`: the distilled network, at up to FEW calls.
+
+    Not with --held_out where it was trained on those images.
+    """
     path = Path(cfg.distilled)
     if not path.exists() or cfg.sampler not in (None, FEW_STEP_SAMPLER):
         return
     model = load_trained(path, pick_device(cfg.device), "--distilled")
+    if cfg.held_out and not model.config.held_out:
+        return
     for steps in (k for k in calls if k <= FEW):
         asked = SamplingConfig(steps=steps, seed=cfg.seed, batch_size=cfg.batch_size)
         sampling = resolve(asked, model)
@@ -220,6 +231,7 @@ class GuidanceConfig(SamplingConfig):
     scales: str = setting("0,1,1.5,2,3,4", "guidance scales")
     inception: int | None = setting(None, "score N of them by Inception as well (768)", low=40)
     num_samples: int = setting(2000, "images for each scale", low=40)
+    held_out: bool = setting(False, "to choose: score against what the network was not shown")
     seed: int = setting(SEARCH_SEED, "of the samples", low=0, high=2**63 - 1)
     device: str = setting("auto", "where to compute", choices=DEVICES)
     data_dir: str = setting(DATA_DIR, "where MNIST is, or is downloaded to")
@@ -233,16 +245,16 @@ def guidance(cfg: GuidanceConfig) -> None:
         raise UserError(f"--scales {cfg.scales}: must be numbers, like 1,1.5,2") from None
     check_inception(cfg.inception, cfg.num_samples)
     device = pick_device(cfg.device)
-    model = load_trained(cfg.checkpoint, device)
+    model = load_trained(cfg.checkpoint, device, held_out=cfg.held_out)
     labels = labels_for(model, cfg.num_samples, cfg.seed)
     if labels is None:
         raise UserError(f"--checkpoint {cfg.checkpoint}: is unconditional; guidance needs labels")
     network = load_features("mnist", 0, device)
-    reference = reference_features(network, cfg.data_dir)
+    reference = reference_features(network, cfg.data_dir, cfg.held_out)
     header = ["guidance", "at sigma", "calls", "agreement", "FID, mnist", "precision", "recall"]
     if cfg.inception:
         header.append(f"FID, inception-768, n = {cfg.inception:,}")
-        score = judge(load_features("inception", 768, device), cfg.data_dir)
+        score = judge(load_features("inception", 768, device), cfg.data_dir, cfg.held_out)
     evaluated = count_evaluated(model.net)
     rows = []
     for scale, (low, high) in itertools.product(scales, (GUIDED, ABOVE_GUIDED, (0.0, math.inf))):

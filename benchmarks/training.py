@@ -49,6 +49,9 @@ class QualityConfig:
     inception: int | None = setting(
         None, "train: score N images of the end by Inception as well (768)", low=40
     )
+    held_out: bool = setting(
+        False, "to choose: train without the last sixth of the images, and score against it"
+    )
     profile: bool = setting(False, "train: only show what a training step spends its time on")
     device: str = setting("auto", "where to compute", choices=DEVICES)
     data_dir: str = setting(DATA_DIR, "where MNIST is, or is downloaded to")
@@ -66,6 +69,7 @@ class QualityConfig:
             "seed": seed,
             "device": self.device,
             "data_dir": self.data_dir,
+            "held_out": self.held_out,
         }
         flags = shlex.split(self.settings)
         for flag in flags:
@@ -90,9 +94,8 @@ def learning_curve(cfg: QualityConfig, seed: int, goal: float) -> list[dict]:
     settings, code, hardware or data make another run.
     """
     training, device, sampling = cfg.training(seed), pick_device(cfg.device), cfg.drawing()
-    data = load_dataset(
-        training.dataset, training.data_dir, "train", training.test_dir, training.train_size
-    )
+    where = (training.dataset, training.data_dir, "train", training.test_dir)
+    data = load_dataset(*where, limit=training.train_size, held_out=training.held_out)
     networks = [load_features("mnist", 0, device)]
     if cfg.inception:
         networks.append(load_features("inception", 768, device))
@@ -104,7 +107,7 @@ def learning_curve(cfg: QualityConfig, seed: int, goal: float) -> list[dict]:
     if reached or (curve and curve[-1]["minutes"] >= cfg.max_minutes):
         print(f"seed {seed}: as measured before, {path}")
         return curve
-    score, *score_end = (judge(network, cfg.data_dir) for network in networks)
+    score, *score_end = (judge(network, cfg.data_dir, cfg.held_out) for network in networks)
 
     def watch(run: Run) -> None:
         while curve and curve[-1]["minutes"] > run.minutes:  # scored before an interruption
@@ -134,7 +137,7 @@ def curve_key(
     versions: list[str],
 ) -> str:
     """A hash of all that decides a learning curve; `versions` are those of the feature networks."""
-    test = load_dataset("mnist", cfg.data_dir, "test")
+    test = load_dataset("mnist", cfg.data_dir, "test", held_out=cfg.held_out)
     settings = (dataclasses.asdict(training), dataclasses.asdict(sampling))
     counts = (cfg.num_samples, cfg.every, cfg.inception)
     rooms = (*ROOMS, "training", "benchmarks/training.py")

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from config import TrainConfig
+from config import TrainConfig, UserError
 from models import build_diffusion, build_model
 from models.diffusion import Diffusion
 from utils.checkpoint import load_checkpoint, load_weights
@@ -50,10 +50,19 @@ class TrainedModel:
         return self.net.num_classes > 0 and hidden and not self.few_step
 
 
-def load_trained(path: str | Path, device, flag: str = "--checkpoint") -> TrainedModel:
-    """The model in a checkpoint. Raises UserError, naming `flag`, where it cannot be had."""
+def load_trained(
+    path: str | Path, device, flag: str = "--checkpoint", held_out: bool = False
+) -> TrainedModel:
+    """The model in a checkpoint. Raises UserError, naming `flag`, where it cannot be had.
+
+    With `held_out` it must not have been trained on the images that are held out to choose by.
+    """
     checkpoint = load_checkpoint(Path(path), flag)
     cfg, data = checkpoint["config"], checkpoint["data"]
+    if held_out and not cfg.held_out:
+        raise UserError(
+            f"--held_out: {path} was trained on the images held out; train it with --held_out"
+        )
     with torch.device("meta"):  # takes no memory, whatever size the file says the network has
         net = build_model(cfg, data)
     load_weights(net, checkpoint["ema"], f"{flag} {path}", assign=True)

@@ -1,38 +1,86 @@
 """What lies behind a score: which classes are drawn, how well, and whether they are copies."""
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
-from scoring.metrics import fid, nearest, share_below
+from scoring.estimate import Estimate, beside, typical
+from scoring.metrics import Reference, Score, fid, fid_spread, nearest, share_below
 
 MIN_CLASS_SIZE = 10  # images; with fewer, the Frechet distance of a class says nothing
 
 
+class Sorted:
+    """Images sorted by the classifier's opinion: samples and real ones alike.
+
+    Args: features (N, D); probabilities of the classes (N, classes), by the classifier.
+
+    Attributes:
+        digits: the likeliest class of each, (N,).
+        by_class: the features of each class.
+    """
+
+    def __init__(self, features: Tensor, probabilities: Tensor):
+        self.features, self.probabilities = features, probabilities
+        self.digits = probabilities.argmax(dim=1)
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, indices: Tensor) -> "Sorted":
+        return Sorted(self.features[indices], self.probabilities[indices])
+
+    @cached_property
+    def by_class(self) -> list[Reference]:
+        classes = range(self.probabilities.shape[1])
+        return [Reference(self.features[self.digits == digit]) for digit in classes]
+
+    def confidence(self, digit: int) -> float | None:
+        """How sure the classifier is of its images of a class, on average."""
+        sure = self.probabilities.amax(dim=1)[self.digits == digit]
+        return sure.mean().item() if len(sure) else None
+
+
+Pairs = list[tuple[Sorted, Sorted]]  # sets of images, and what each is held against
+
+
+def class_fids(pairs: Pairs, digit: int) -> list[Score]:
+    """FID within a class of the first of each pair against the second, where both have enough."""
+    sets = [(own.by_class[digit], other.by_class[digit]) for own, other in pairs]
+    enough = [both for both in sets if min(map(len, both)) >= MIN_CLASS_SIZE]
+    return [(fid(x.features, y), fid_spread(x.features, y)) for x, y in enough]
+
+
+def class_floors(pairs: Pairs) -> list[Estimate | None]:
+    """For each class, the FID within it of draws of real images; None where it is too rare."""
+    found = [class_fids(pairs, digit) for digit in range(pairs[0][0].probabilities.shape[1])]
+    return [Estimate.of(scores) if scores else None for scores in found]
+
+
 def class_table(
-    probabilities: dict[str, Tensor], features: dict[str, Tensor], labels: Tensor | None
+    samples: Sorted,
+    reference: Sorted,
+    floors: list[Estimate | None],
+    labels: Tensor | None,
+    matched: Pairs = (),
 ) -> list[dict]:
     """A row for each class: how many samples, how sure the classifier is of them, their FID.
 
-    probabilities: (N, classes) by the classifier; features: (N, D); both of "samples", "floor"
-    (real images in their place) and "reference". Every set is sorted by the classifier's opinion,
-    so that all are treated alike. labels: what the samples were asked to be, or None.
+    floors: of each class. labels: what the samples were asked to be, or None. matched: where the
+    floors have other conditions than `samples` against `reference`, the samples under theirs.
     """
-    chosen = {name: p.argmax(dim=1) for name, p in probabilities.items()}
     rows = []
-    for digit in range(probabilities["samples"].shape[1]):
-        of_class = {name: features[name][chosen[name] == digit] for name in features}
-        row = {"class": digit, "n": len(of_class["samples"])}
-        for name, key in (("samples", "share"), ("reference", "share_reference")):
-            row[key] = len(of_class[name]) / len(features[name])
-        for name, key in (("samples", "confidence"), ("reference", "confidence_reference")):
-            sure = probabilities[name].amax(dim=1)[chosen[name] == digit]
-            row[key] = sure.mean().item() if len(sure) else None
-        for name, key in (("samples", "fid"), ("floor", "fid_floor")):
-            enough = min(len(of_class[name]), len(of_class["reference"])) >= MIN_CLASS_SIZE
-            row[key] = fid(of_class[name], of_class["reference"]) if enough else None
+    for digit, floor in enumerate(floors):
+        row = {"class": digit, "n": len(samples.by_class[digit])}
+        for images, part in ((samples, ""), (reference, "_reference")):
+            row[f"share{part}"] = len(images.by_class[digit]) / len(images)
+            row[f"confidence{part}"] = images.confidence(digit)
+        whole, alike = class_fids([(samples, reference)], digit), class_fids(matched, digit)
+        own = Estimate(*whole[0]) if whole else None
+        row |= beside("fid", own, floor, Estimate(*typical(alike)) if alike else None)
         if labels is not None:
-            asked = labels == digit
-            agreed = (chosen["samples"][asked] == digit).double()
+            agreed = (samples.digits[labels == digit] == digit).double()
             row["agreement"] = agreed.mean().item() if len(agreed) else None
         rows.append(row)
     return rows

@@ -1,15 +1,20 @@
 """Everything that can be asked of a set of images: scores, classes, copies, usefulness."""
 
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from scoring.classifier import DigitClassifier, accuracy, reads, train_classifier
-from scoring.diagnosis import Nearness, class_table, confusion_matrix
+from scoring.diagnosis import Nearness, Sorted, class_floors, class_table, confusion_matrix
+from scoring.estimate import Estimate, beside
 from scoring.features import FeatureNetwork, MNISTFeatures, extract
+from scoring.metrics import METRICS
 from scoring.yardstick import Yardstick, stand_ins
 from utils.data_loader import Dataset, DatasetInfo
 from utils.image_checks import suspicions
@@ -80,26 +85,57 @@ class Scorer:
 
     def classes(self, candidate: Candidate, features: Tensor, seen: Tensor) -> dict:
         """What the classifier makes of the samples, class by class."""
-        yardstick = self.yardstick
-        probabilities = {
-            "samples": self.classifier.probabilities(seen),
-            "floor": self.real_probabilities(yardstick.stand_in),
-            "reference": self.real_probabilities(yardstick.images),
-        }
-        by_set = {"samples": features, "floor": yardstick.stand_in_features}
-        by_set["reference"] = yardstick.features
-        found = {"classes": class_table(probabilities, by_set, candidate.labels)}
+        samples = Sorted(features, self.classifier.probabilities(seen))
+        parts = self.yardstick.subsets(len(features))
+        opposites = [opposite for _, opposite in self.real_pairs]
+        matched = [(samples[part], opposites[k]) for k, part in enumerate(parts)]
+        table = class_table(samples, self.reference, self.floors, candidate.labels, matched)
+        found = {"classes": table}
         if candidate.labels is not None:
-            digits = probabilities["samples"].argmax(dim=1)
-            matrix = confusion_matrix(candidate.labels, digits, self.data.num_classes)
-            found["agreement"] = (digits == candidate.labels).double().mean().item()
+            matrix = confusion_matrix(candidate.labels, samples.digits, self.data.num_classes)
+            found["agreement"] = (samples.digits == candidate.labels).double().mean().item()
             found["confusion"] = matrix.tolist()
         return found
 
-    def real_probabilities(self, images: Tensor) -> Tensor:
-        return self.classifier.probabilities(
-            extract(self.classifier, images, "real images", cache=True)
-        )
+    @cached_property
+    def reference(self) -> Sorted:
+        """The reference, sorted by class."""
+        return self.sorted(self.yardstick.features, self.yardstick.images)
+
+    @cached_property
+    def real_pairs(self) -> list[tuple[Sorted, Sorted]]:
+        """The draws of the floor and what each is held against, sorted by class."""
+        yardstick = self.yardstick
+        stand_in = self.sorted(yardstick.stand_in_features, yardstick.stand_in)
+        return [
+            (stand_in[part], self.reference if against is None else self.reference[against])
+            for part, against in yardstick.pairs
+        ]
+
+    @cached_property
+    def floors(self) -> list[Estimate | None]:
+        """What real images score within each class."""
+        return class_floors(self.real_pairs)
+
+    def sorted(self, features: Tensor, images: Tensor) -> Sorted:
+        seen = extract(self.classifier, images, "real images", cache=True)
+        return Sorted(features, self.classifier.probabilities(seen))
+
+    def over_seeds(self, results: list[dict]) -> dict:
+        """One result of those of at least two seeds: each score the mean, beside the floor.
+
+        The spread is how single seeds differ, and NAME_error the standard error of the mean. All
+        single results are kept, as `results`.
+        """
+        said = list(dict.fromkeys(line for found in results for line in found["warnings"]))
+        merged = mean_of([found | {"warnings": said} for found in results])
+        merged |= {"seed": results[0]["seed"], "seeds": len(results)}
+        for name in METRICS:
+            merged |= mean_score(results, name, self.yardstick.floor[name])
+        for digit, row in enumerate(merged.get("classes", [])):
+            rows = [found["classes"][digit] for found in results]
+            row |= mean_score(rows, "fid", self.floors[digit])
+        return merged | {"results": results}
 
     def memorization(self, candidate: Candidate, seen: Tensor) -> dict:
         """Are samples copies of training images, in pixels or in features of the classifier?"""
@@ -142,3 +178,25 @@ class Scorer:
             )
             for key, pair in sets.items()
         }
+
+
+def mean_of(results: list) -> Any:
+    """Results of one form as one: the mean of each number in them, and else what the first says."""
+    first = results[0]
+    if isinstance(first, dict):
+        return {key: mean_of([found.get(key) for found in results]) for key in first}
+    if isinstance(first, list):
+        return [mean_of(list(cells)) for cells in zip(*results, strict=True)]
+    numbers = [value for value in results if isinstance(value, (int, float))]
+    return statistics.mean(numbers) if numbers else first
+
+
+def mean_score(results: list[dict], name: str, floor: Estimate | None) -> dict:
+    """The fields of a score (`beside`), of the mean over results that have it."""
+
+    def mean(key: str) -> Estimate | None:
+        scores = [(found[key], found[f"{key}_spread"]) for found in results if key in found]
+        known = [score for score in scores if score[0] is not None]
+        return Estimate.of(known, enough=2) if known else None
+
+    return beside(name, mean(name), floor, mean(f"{name}_matched"))

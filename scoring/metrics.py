@@ -34,15 +34,18 @@ def symmetric_root(cov: Tensor) -> Tensor:
     return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
-def frechet_distance(mu1: Tensor, cov1: Tensor, mu2: Tensor, cov2: Tensor) -> float:
+def frechet_distance(
+    mu1: Tensor, cov1: Tensor, mu2: Tensor, cov2: Tensor, root2: Tensor | None = None
+) -> float:
     """Squared Frechet distance of two Gaussians (Dowson & Landau 1982; Heusel et al. 2017, eq. 6).
 
     |mu1 - mu2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), float64. The trace of the root is taken of the
-    symmetric C1^(1/2) C2 C1^(1/2), which has the same eigenvalues: those are real and at least 0,
-    so that singular covariances (fewer images than features) need no special care.
+    symmetric C2^(1/2) C1 C2^(1/2), which has the same eigenvalues: those are real and at least 0,
+    so that singular covariances (fewer images than features) need no special care. `root2`, that
+    of C2, saves time where it is known.
     """
-    root1 = symmetric_root(cov1)
-    eigenvalues = torch.linalg.eigvalsh(root1 @ cov2 @ root1)
+    root2 = symmetric_root(cov2) if root2 is None else root2
+    eigenvalues = torch.linalg.eigvalsh(root2 @ cov1 @ root2)
     trace_root = eigenvalues.clamp(min=0).sqrt().sum()
     distance = (mu1 - mu2).square().sum() + cov1.trace() + cov2.trace() - 2 * trace_root
     return distance.item()
@@ -87,7 +90,8 @@ class Reference:
 
 def fid(features: Tensor, reference: Tensor | Reference) -> float:
     """Frechet distance of two sets of feature vectors, (N, D) and (M, D); N, M >= 2."""
-    return frechet_distance(*mean_and_covariance(features), *Reference.of(reference).gaussian)
+    reference = Reference.of(reference)
+    return frechet_distance(*mean_and_covariance(features), *reference.gaussian, reference.root)
 
 
 def fid_spread(features: Tensor, reference: Tensor | Reference, seed: int = 0) -> float:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from scoring.diagnosis import Nearness, class_table, confusion_matrix
+from scoring.diagnosis import Nearness, Sorted, class_floors, class_table, confusion_matrix
 
 
 def gen(seed):
@@ -20,12 +20,16 @@ def test_the_class_table_counts_and_scores_each_class():
     features = {k: torch.randn(len(v), 3, generator=gen(1)) for k, v in labels.items()}
     features["samples"][samples == 2] += 10  # and one is badly drawn
     asked = torch.where(samples == 1, 3, samples)
-    rows = class_table({k: one_hot(v) for k, v in labels.items()}, features, asked)
+    sets = {name: Sorted(features[name], one_hot(labels[name])) for name in labels}
+    floors = class_floors([(sets["floor"], sets["reference"])])
+    rows = class_table(sets["samples"], sets["reference"], floors, asked)
     assert [row["n"] for row in rows] == [60] * 5 + [0] * 5
     assert rows[0]["share"] == pytest.approx(0.2) and rows[9]["share_reference"] == 0.1
     assert rows[0]["confidence"] == pytest.approx(0.91) and rows[7]["confidence"] is None
     assert rows[2]["fid"] > 200 and rows[0]["fid"] < 5 and rows[7]["fid"] is None
     assert all(0 < row["fid_floor"] < 5 for row in rows)
+    assert rows[2]["fid_distance"] > 100 and rows[2]["fid_differs"] and not rows[0]["fid_differs"]
+    assert rows[7]["fid_distance"] is None and rows[7]["fid_differs"] is None
     assert rows[0]["agreement"] == 1 and rows[3]["agreement"] == 0.5
     assert rows[1]["agreement"] is None
 

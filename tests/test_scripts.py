@@ -241,9 +241,11 @@ def test_images_of_others_are_scored_the_same_from_png_and_npz(cli, own_folder):
 def test_the_synthetic_test_set_scores_at_its_floor(cli):
     # 2,000 of 8,000: classes as uneven as those of the random training images of the floor
     np.savez("test.npz", images=synthetic_digits(8000, seed=77)[0][:2000].numpy())
-    assert cli("validation", "--images", "test.npz", "--dataset", "synthetic")[0] == 0
+    flags = ["--dataset", "synthetic", "--floor_draws", 2]
+    assert cli("validation", "--images", "test.npz", *flags)[0] == 0
     scores = scores_in("outputs/test", "scores_images_mnist_2000_*.json")
     assert scores["n_reference"] == 10_000 and scores["n_floor"] == 2000
+    assert scores["n_floor_draws"] == 2 and abs(scores["fid_distance"]) < 3
     assert 0.5 < scores["fid"] / scores["fid_floor"] < 2
 
 

@@ -22,6 +22,7 @@ from utils.synthetic import synthetic_digits
 SYNTHETIC_SIZE = {"train": 20_000, "test": 10_000}
 SYNTHETIC_SEED = {"train": 1, "test": 2}
 DIGITS = tuple("0123456789")
+HELD_OUT = 6  # one of so many training images, of MNIST 10,000 as in its test set
 LARGEST_SIDE = 64  # pixels: what the networks here are made for
 
 
@@ -85,17 +86,30 @@ class Dataset:
 
 
 def load_dataset(
-    name: str, data_dir: str, split: str, test_dir: str | None = None, limit: int | None = None
+    name: str,
+    data_dir: str,
+    split: str,
+    test_dir: str | None = None,
+    limit: int | None = None,
+    held_out: bool = False,
 ) -> Dataset:
     """The `split` "train" or "test" of one of DATASETS; of it the first `limit` images, or all.
 
+    With `held_out` the last sixth of the training images is the "test", and "train" the rest: what
+    is chosen by scores is chosen by those, and the real test set is left for what is reported.
     `test_dir` is for `folder` alone. Raises UserError when the files are neither there nor to be
     had, or are not what they should be.
     """
     if test_dir and name != "folder":
         raise UserError(f"--test_dir {test_dir}: only --dataset folder has one")
-    images, labels, class_names = DATASETS[name](data_dir, split, test_dir)
+    images, labels, class_names = DATASETS[name](data_dir, "train" if held_out else split, test_dir)
+    if held_out:
+        first = len(images) - len(images) // HELD_OUT
+        chosen = slice(first, None) if split == "test" else slice(first)
+        images, labels = images[chosen], labels[chosen]
     images, labels = images[:limit], labels[:limit]
+    if not len(images):
+        raise UserError(f"--data_dir {data_dir}: holds too few images, none is left to {split}")
     counts = labels.bincount(minlength=len(class_names))[: len(class_names)]
     shares = tuple((counts.double() / len(labels)).tolist())
     return Dataset(images, labels, DatasetInfo(name, *images.shape[1:], class_names, shares))

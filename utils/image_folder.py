@@ -20,15 +20,18 @@ def load_image_folder(
 
     Each subfolder with images is a class, in the order of their names; a folder without such
     subfolders has no classes, and its labels are 0. "test" is `test_dir`, or else a tenth of the
-    images, drawn at random by a fixed seed; "train" is the rest.
+    images, drawn at random by a fixed seed; "train" is the rest, in random order.
     Raises UserError where the images are missing, or not all of one size and colour, with sides
     that are multiples of 4 and at most 64.
     """
     images, labels, names = _read(Path(data_dir), "--data_dir")
     _check_size(images, data_dir)
+    generator = torch.Generator().manual_seed(HOLD_OUT_SEED)
+    order = torch.randperm(len(images), generator=generator)
+    held_out = max(1, round(HELD_OUT * len(images)))
     if test_dir:
         if split == "train":
-            return images, labels, names
+            return images[order], labels[order], names
         test_images, test_labels, test_names = _read(Path(test_dir), "--test_dir")
         if test_names != names or test_images.shape[1:] != images.shape[1:]:
             raise UserError(
@@ -36,9 +39,6 @@ def load_image_folder(
                 f" {_describe(images, names)} as in --data_dir {data_dir}"
             )
         return test_images, test_labels, names
-    generator = torch.Generator().manual_seed(HOLD_OUT_SEED)
-    order = torch.randperm(len(images), generator=generator)
-    held_out = max(1, round(HELD_OUT * len(images)))
     chosen = order[:held_out] if split == "test" else order[held_out:]
     return images[chosen], labels[chosen], names
 

@@ -159,7 +159,9 @@ def plot_curve(scores: list[dict]) -> Figure:
     epochs = [row["epoch"] for row in scores]
     spread = [row["fid_spread"] for row in scores]
     axes.errorbar(epochs, [row["fid"] for row in scores], spread, marker="o", label="samples")
-    axes.axhline(scores[0]["fid_floor"], color="gray", linestyle="--", label="real data")
+    floor, floor_spread = scores[0]["fid_floor"], scores[0]["fid_floor_spread"]
+    axes.axhline(floor, color="gray", linestyle="--", label="real data")
+    axes.axhspan(floor - floor_spread, floor + floor_spread, color="gray", alpha=0.2)
     axes.set(xlabel="epoch", ylabel=f"FID, {scores[0]['features']}, n = {scores[0]['n']}")
     axes.set(yscale="log")
     axes.grid(alpha=0.3, which="both")

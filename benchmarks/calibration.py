@@ -1,0 +1,126 @@
+"""Is the spread that a score states the one that it has?"""
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from scipy.special import gammaincinv
+from torch import Tensor
+
+from benchmarks.common import (
+    Figure,
+    draw,
+    feature_networks,
+    reference_features,
+    whole_numbers,
+    with_spread,
+    write_table,
+)
+from config import DATA_DIR, DEVICES, INCEPTION_DIMS, SamplingConfig, UserError, setting
+from models.trained import load_trained
+from scoring.features import extract
+from scoring.metrics import METRICS, NEAREST_K, Reference, Score, all_scores
+from scoring.yardstick import stand_ins
+from utils.data_loader import load_dataset
+from utils.device import pick_device
+
+CERTAIN = 0.9  # of the interval around a ratio
+Round = list[dict[str, Score]]  # scores of sets that have no image in common
+
+
+@dataclass(frozen=True)
+class CalibrationConfig(SamplingConfig):
+    """Which sets to score: of real images, and of one network."""
+
+    sizes: str = setting("2000,5000,10000", "numbers of images in a set")
+    num_samples: int = setting(60_000, "real images to cut into sets, at most", low=40)
+    sets: int = setting(30, "disjoint sets of real images in a shuffle, at most", low=2)
+    shuffles: int = setting(5, "of the training images, each cut into sets anew", low=1)
+    path_to_model: str | None = setting(None, "also score what this network draws")
+    seeds: int = setting(10, "sets that it draws, of the seeds from --seed on", low=2)
+    features: str = setting("mnist", "feature networks", choices=("mnist", "inception", "both"))
+    dims: int = setting(768, "Inception layer", choices=INCEPTION_DIMS)
+    device: str = setting("auto", "where to compute", choices=DEVICES)
+    data_dir: str = setting(DATA_DIR, "where MNIST is, or is downloaded to")
+
+
+def calibrate(cfg: CalibrationConfig) -> None:
+    """Stated and true spread of each metric: of real images, and of a network over seeds."""
+    sizes = whole_numbers("sizes", cfg.sizes, at_least=2 * (NEAREST_K + 1))
+    train = load_dataset("mnist", cfg.data_dir, "train").images
+    pool = stand_ins(train, cfg.num_samples)
+    if max(sizes) > len(pool) // 2:
+        raise UserError(f"--sizes {cfg.sizes}: must be at most {len(pool) // 2}, half the images")
+    drawn = drawn_sets(cfg, max(sizes)) if cfg.path_to_model else []
+    rows = []
+    for network in feature_networks(cfg.features, cfg.dims, cfg.device):
+        reference = Reference(reference_features(network, cfg.data_dir))
+        real = extract(network, pool, "the training images", cache=True)
+        own = [extract(network, images, "samples") for images in drawn]
+        for n in sizes:
+            rounds = [
+                [all_scores(real[indices], reference) for indices in sets]
+                for sets in shuffled(len(real), n, cfg)
+            ]
+            rows += table_rows([network.name, "real images", n], rounds)
+            if own:
+                found = [all_scores(features[:n], reference) for features in own]
+                rows += table_rows([network.name, "network", n], [found])
+    header = ["features", "images", "n", "metric", "sets", "mean", "true spread", "stated"]
+    header += ["ratio", "least", "most"]  # it lies between those with the certainty CERTAIN
+    write_table("calibration", header, rows, pick_device(cfg.device), keys=4)
+
+
+def drawn_sets(cfg: CalibrationConfig, count: int) -> list[Tensor]:
+    """`count` images of each seed, of the network."""
+    model = load_trained(cfg.path_to_model, pick_device(cfg.device), "--path_to_model")
+    seeds = range(cfg.seed, cfg.seed + cfg.seeds)
+    return [draw(model, count, dataclasses.replace(cfg, seed=seed)) for seed in seeds]
+
+
+def shuffled(total: int, size: int, cfg: CalibrationConfig) -> Iterator[tuple[Tensor, ...]]:
+    """For each shuffle, the indices of its sets."""
+    for shuffle in range(cfg.shuffles):
+        generator = torch.Generator().manual_seed(shuffle)
+        order = torch.randperm(total, generator=generator)
+        yield order[: min(cfg.sets, total // size) * size].split(size)
+
+
+def table_rows(facts: list[Figure], rounds: list[Round]) -> list[list[Figure]]:
+    """A row for each metric, from one or several rounds of sets."""
+    rows = []
+    sets = f"{len(rounds)} x {len(rounds[0])}" if len(rounds) > 1 else f"{len(rounds[0])}"
+    for name in METRICS:
+        scores = [[found[name] for found in sets_] for sets_ in rounds]
+        mean, true, error, stated = spreads(scores)
+        freedom = sum(len(found) - 1 for found in scores)
+        ratios = [None] * 3
+        if true:
+            ratios = [stated / true, *ratio_interval(stated / true, freedom)]
+        rows.append([*facts, name, sets, mean, with_spread(true, error), stated, *ratios])
+    return rows
+
+
+def spreads(rounds: list[list[Score]]) -> tuple[float, float, float, float]:
+    """Mean, true spread, the standard error of that, and stated spread of one metric.
+
+    The true spread is the root of the mean over rounds of the variance within a round. The error
+    and the interval are those of scores that are normally distributed.
+    """
+    values = [[value for value, _ in scores] for scores in rounds]
+    freedom = sum(len(found) - 1 for found in values)
+    squares = sum((len(found) - 1) * statistics.variance(found) for found in values)
+    true = math.sqrt(squares / freedom)
+    stated = statistics.fmean(spread for scores in rounds for _, spread in scores)
+    mean = statistics.fmean(value for found in values for value in found)
+    return mean, true, true / math.sqrt(2 * freedom), stated
+
+
+def ratio_interval(ratio: float, freedom: int) -> tuple[float, float]:
+    """What stated / true may be: the true variance is known like a chi-square of `freedom`."""
+    tails = ((1 - CERTAIN) / 2, (1 + CERTAIN) / 2)
+    low, high = (math.sqrt(2 * gammaincinv(freedom / 2, tail) / freedom) for tail in tails)
+    return ratio * low, ratio * high
