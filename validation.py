@@ -6,6 +6,7 @@ against the same reference. A model is as good as real data when it reaches the 
 
 import dataclasses
 import json
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -100,7 +101,8 @@ def read_candidate(cfg: EvalConfig) -> Candidate:
     if cfg.tstr and labels is None:
         raise UserError(f"--tstr: {path} holds no labels; a .npz may, as the array `labels`")
     facts = {"images": cfg.images, "images_hash": image_hash(images)}
-    name = cfg.experiment_name or (path.name if path.is_dir() else path.stem)
+    given = Path(os.path.abspath(path))  # which has a name, as `..` has not
+    name = cfg.experiment_name or (given.name if path.is_dir() else given.stem)
     return Candidate(images, labels, name, facts)
 
 
@@ -124,9 +126,12 @@ def make_scorer(
     check_shape(candidate.images, tuple(images.shape[1:]), source, like=reference)
     if not cfg.reference_images:
         stand_in = stand_ins(real("train").images, len(candidate.images))
+    info = model.data if model else describe(name, candidate.images)
+    labels, classes = candidate.labels, info.num_classes
+    if labels is not None and labels.max() >= classes and (classes or cfg.tstr):
+        raise UserError(f"{source}: labels up to {labels.max()}, but {name} has {classes} classes")
     network = load_features(cfg.features, cfg.dims, device)
     yardstick = Yardstick(network, reference, images, stand_in)
-    info = model.data if model else describe(name, candidate.images)
     return Scorer(network, yardstick, info, real, device)
 
 
@@ -137,7 +142,7 @@ def write_scores(cfg: EvalConfig, candidate: Candidate, found: dict | list) -> P
     seed or sampler never takes its place.
     """
     scores = found if isinstance(found, dict) else found[-1]
-    what = "all" if cfg.validate_all else Path(scores.get("model", "images")).stem
+    what = "all" if cfg.validate_all else Path(scores.get("model", "images")).stem[:50]
     deciding = {**candidate.facts, "reference": scores["reference_hash"]}
     deciding["features"] = scores["feature_hash"]
     digest = content_hash(json.dumps(deciding, sort_keys=True).encode())[:6]
