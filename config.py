@@ -88,9 +88,11 @@ class TrainConfig:
     max_minutes: float | None = setting(None, "time budget; the schedule anneals to it", above=0)
     batch_size: int = setting(128, "images a step", low=1)
     lr: float = setting(4e-3, "peak learning rate", above=0, high=1)
-    weight_decay: float = setting(0.01, "decoupled weight decay", low=0)
+    weight_decay: float = setting(0.01, "decoupled weight decay", low=0, high=100)
     grad_clip: float = setting(1.0, "largest gradient norm", above=0)
-    ema_length: float = setting(0.05, "EMA width, as a share of the run so far", above=0, high=0.28)
+    ema_length: float = setting(
+        0.05, "EMA width, as a share of the run so far", low=1e-6, high=0.28
+    )
     seed: int = setting(0, "seed of weights, data order and noise", low=0, high=2**63 - 1)
 
     device: str = setting("auto", "where to compute", choices=DEVICES)
@@ -263,7 +265,9 @@ def check(config: Config) -> Config:
         if not ok or (limits["choices"] and value not in _choices(f)):
             raise UserError(f"--{f.name} {value}: must be {_describe(f)}")
     name = getattr(config, "experiment_name", None)
-    if name is not None and (not name.strip(".") or set(name) & set("/\\\0\n")):
+    if name is not None and (
+        not name.strip(". ") or set(name) & set("/\\") or not name.isprintable()
+    ):
         raise UserError(f"--experiment_name {name!r}: must be a plain folder name")
     return config
 

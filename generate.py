@@ -17,7 +17,7 @@ from sampling.draw import PathRecorder, draw_images
 from sampling.requests import Plan, make_plan
 from utils import distributed
 from utils.device import pick_device
-from utils.files import check_ending, check_output, write_atomically
+from utils.files import check_different, check_ending, check_output, write_atomically
 from utils.script import run
 from utils.visualization import STRIP_ROWS, film, make_grid, save_gif, save_png, strip
 
@@ -33,6 +33,7 @@ def generate(cfg: SampleConfig, device: torch.device) -> None:
     for check in (check_ending, check_output):  # all endings before the first folder is made
         for flag, path in wanted.items():
             check(path, f"--{flag}", (OUTPUTS[flag],))
+    check_different(wanted)
     recorded = FILMED if cfg.animate else STRIP_ROWS if cfg.strip else 0
     recorder = PathRecorder(recorded)
     images = draw_images(

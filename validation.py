@@ -7,6 +7,7 @@ reaches the floor: the distance from there is given in standard deviations of a 
 
 import dataclasses
 import json
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -96,7 +97,8 @@ def read_candidate(cfg: EvalConfig) -> Candidate:
     if cfg.tstr and labels is None:
         raise UserError(f"--tstr: {path} holds no labels; a .npz may, as the array `labels`")
     facts = {"images": cfg.images, "images_hash": image_hash(images)}
-    name = cfg.experiment_name or (path.name if path.is_dir() else path.stem)
+    given = Path(os.path.abspath(path))  # which has a name, as `..` has not
+    name = cfg.experiment_name or (given.name if path.is_dir() else given.stem)
     return Candidate(images, labels, name, facts)
 
 
@@ -120,11 +122,14 @@ def make_scorer(
         images = real("test").images
     source = f"--images {cfg.images}" if cfg.images else "the samples"
     check_shape(candidate.images, tuple(images.shape[1:]), source, like=reference)
+    info = model.data if model else describe(name, candidate.images)
+    labels, classes = candidate.labels, info.num_classes
+    if labels is not None and labels.max() >= classes and (classes or cfg.tstr):
+        raise UserError(f"{source}: labels up to {labels.max()}, but {name} has {classes} classes")
     train = None if cfg.reference_images else real("train").images
     network = load_features(cfg.features, cfg.dims, device)
     count = len(candidate.images)
     yardstick = Yardstick(network, reference, images, count, train, cfg.floor_draws)
-    info = model.data if model else describe(name, candidate.images)
     return Scorer(network, yardstick, info, real, device)
 
 
@@ -135,7 +140,7 @@ def write_scores(cfg: EvalConfig, candidate: Candidate, found: dict | list) -> P
     seed or sampler never takes its place.
     """
     scores = found if isinstance(found, dict) else found[-1]
-    what = "all" if cfg.validate_all else Path(scores.get("model", "images")).stem
+    what = "all" if cfg.validate_all else Path(scores.get("model", "images")).stem[:50]
     deciding = {**candidate.facts, "reference": scores["reference_hash"]}
     deciding["features"] = scores["feature_hash"]
     deciding |= {key: scores.get(key) for key in ("n_floor_draws", "seeds")}

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -201,8 +202,18 @@ def test_the_same_seed_gives_the_same_weights(cli):
 def test_leftovers_of_a_cut_write_go(cli):
     Path("checkpoints/a").mkdir(parents=True)
     Path("checkpoints/a/.model_epoch_7.pth.tmp").write_bytes(b"half")
+    Path("checkpoints/a/.folder.tmp").mkdir()  # nobody's
     assert cli("main", *TINY, "--epochs", 1, "--experiment_name", "a")[0] == 0
-    assert [p.name for p in Path("checkpoints/a").iterdir()] == ["model_epoch_0.pth"]
+    assert {p.name for p in Path("checkpoints/a").iterdir()} == {"model_epoch_0.pth", ".folder.tmp"}
+
+
+def test_names_with_spaces_and_names_that_are_no_text(cli):
+    flags = [*TINY, "--epochs", 1, "--experiment_name", "my run's"]
+    status, stdout, stderr = cli("main", *flags, "--data_dir", os.fsdecode(b"\xff"))
+    assert status == 0, stderr
+    command = shlex.split(stdout.splitlines()[-1].removeprefix("samples: "))
+    assert command[:2] == ["python", "generate.py"]
+    assert cli("generate", *command[2:], "--num_samples", 1, "--steps", 1)[0] == 0
 
 
 def test_compiling_without_a_compiler_is_refused(refuses, own_folder, monkeypatch):

@@ -196,6 +196,8 @@ def test_an_untrained_checkpoint_and_every_sampler(cli, tiny_checkpoint):
         (["--output", "/dev/null/x.png"], ("/dev/null", "cannot be written")),
         (["--output", "."], ("--output .", ".png")),
         (["--output", "folder.png"], ("--output folder.png", "folder")),
+        (["--checkpoint", "folder.png"], ("--checkpoint folder.png", "is a folder")),
+        (["--npz", "/dev/null", "--strip", "./a.png", "--output", "a.png"], ("--strip ./a.png",)),
         (["--device", "tpu"], ("--device tpu", "cpu")),
     ],
 )
@@ -475,6 +477,9 @@ def test_labels_of_others_are_read_too(cli, refuses, monkeypatch, small_syntheti
     np.savez("untold.npz", images=images.numpy())
     flags = ["--images", "untold.npz", "--dataset", "synthetic", "--tstr"]
     refuses("validation", *flags, words=("--tstr", "labels"))
+    np.savez("from_one.npz", images=images.numpy(), labels=labels.numpy() + 1)
+    flags = ["--images", "from_one.npz", "--dataset", "synthetic"]
+    refuses("validation", *flags, words=("--images from_one.npz", "labels up to 10", "10 classes"))
 
 
 def test_a_part_of_a_file_is_a_random_one(cli, small_synthetic):
@@ -486,7 +491,7 @@ def test_a_part_of_a_file_is_a_random_one(cli, small_synthetic):
     assert all(row["n"] > 5 for row in scores_in("outputs/sorted")["classes"])
 
 
-def test_results_never_take_the_place_of_others(cli, small_synthetic, tiny_checkpoint):
+def test_results_never_take_the_place_of_others(cli, monkeypatch, small_synthetic, tiny_checkpoint):
     flags = ["--num_samples", 60, "--steps", 2]
     for name in ("run_v1.5", "run_v1.6"):
         Path(name).mkdir()
@@ -494,10 +499,15 @@ def test_results_never_take_the_place_of_others(cli, small_synthetic, tiny_check
             Image.fromarray(image[0].numpy()).save(f"{name}/{number}.png")
         assert cli("validation", "--images", name, "--dataset", "synthetic")[0] == 0
         assert scores_in(f"outputs/{name}")["n"] == 60
+    path = ["--path_to_model", tiny_checkpoint("n" * 240 + ".pth")]  # longer than a name can be
+    assert cli("validation", *path, *flags)[0] == 0
     path = ["--path_to_model", tiny_checkpoint(), "--experiment_name", "m"]
     for more in ([], ["--seed", 1], ["--sampler", "ddim"], ["--guidance", 1], ["--eta", 0]):
         assert cli("validation", *path, *flags, *more)[0] == 0
     assert len(list(Path("outputs/m").glob("scores_tiny_mnist_60_*.json"))) == 5
+    monkeypatch.chdir("run_v1.5")
+    assert cli("validation", "--images", ".", "--dataset", "synthetic")[0] == 0
+    assert scores_in("outputs/run_v1.5")["n"] == 60
 
 
 def bad_images(kind):

@@ -16,6 +16,7 @@ network is best sampled).
 Version 1 had neither `data` nor `sampling`, and the shares of the labels among the weights.
 """
 
+import contextlib
 import dataclasses
 import io
 import re
@@ -48,6 +49,8 @@ def load_checkpoint(path: Path, flag: str = "--checkpoint", device="cpu") -> dic
     Its `config` comes back as a checked `TrainConfig`, and its `data` as a `DatasetInfo`. Raises
     UserError, naming `flag`, when the file is missing, damaged, of another kind or version.
     """
+    if Path(path).is_dir():
+        raise UserError(f"{flag} {path}: is a folder; must be a file, like model_epoch_0.pth in it")
     if not Path(path).is_file():
         raise UserError(f"{flag} {path}: no such file")
     try:
@@ -130,15 +133,17 @@ def epoch_number(path: Path) -> int | None:
 
 
 def prune_checkpoints(folder: Path, keep: int) -> None:
-    """Delete all but the last `keep` checkpoints of a run."""
+    """Delete all but the last `keep` checkpoints of a run, where they can be deleted."""
     for path in list_checkpoints(folder)[:-keep]:
-        path.unlink()
+        with contextlib.suppress(OSError):  # a folder; on Windows, a file that somebody reads
+            path.unlink()
 
 
 def remove_leftovers(folder: Path) -> None:
     """Delete what writes that were cut short have left; nobody may be writing there."""
     for path in folder.glob(".*.tmp"):
-        path.unlink()
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def main() -> None:

@@ -126,6 +126,18 @@ def check_ending(path: str, flag: str, allowed: tuple[str, ...]) -> None:
         raise UserError(f"{flag} {path}: must end in {' or '.join(allowed)}")
 
 
+def check_different(paths: dict[str, str]) -> None:
+    """Two of the files that flags name must not be one. Raises UserError.
+
+    paths: by flag, without its dashes. A device or a pipe takes whatever comes.
+    """
+    taken: dict[str, str] = {}
+    for flag, path in paths.items():
+        other = taken.setdefault(os.path.realpath(path), flag)
+        if other != flag and not _is_stream(Path(path)):
+            raise UserError(f"--{flag} {path}: --{other} is written there")
+
+
 def check_output(path: str, flag: str, allowed: tuple[str, ...]) -> Path:
     """Make sure, before hours of work, that its result can be written to `path`.
 

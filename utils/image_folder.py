@@ -24,6 +24,8 @@ def load_image_folder(
     Raises UserError where the images are missing, or not all of one size and colour, with sides
     that are multiples of 4 and at most 64.
     """
+    if test_dir and not Path(test_dir).is_dir():  # told before the training, not after it
+        raise UserError(f"--test_dir {test_dir}: no such folder")
     images, labels, names = _read(Path(data_dir), "--data_dir")
     _check_size(images, data_dir)
     generator = torch.Generator().manual_seed(HOLD_OUT_SEED)

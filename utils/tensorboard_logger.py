@@ -20,6 +20,9 @@ class TensorBoardLogger:
     def hyperparameters(self, cfg: TrainConfig) -> None:
         """The settings, as a table and for the HPARAMS tab."""
         settings = {k: "default" if v is None else v for k, v in asdict(cfg).items()}
+        for key, value in settings.items():
+            if isinstance(value, str):  # a file's name need not be text
+                settings[key] = value.encode(errors="backslashreplace").decode()
         for summary in hparams(settings, {"train/loss": 0.0}):
             self.writer.file_writer.add_summary(summary)
         rows = "\n".join(f"| {key} | {value} |" for key, value in settings.items())
