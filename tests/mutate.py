@@ -43,6 +43,7 @@ TESTS = {
     "training/muon.py": ["muon"],
     "utils/checkpoint.py": ["checkpoint"],
 }
+SLOW = "fresh_digits or kill_9 or processes_that_write"  # tests to leave out, as others do as well
 HEAVY = "diffusers matplotlib.pyplot scipy.linalg scipy.ndimage torch.utils.tensorboard".split()
 
 SWAPS = {ast.Add: ast.Sub, ast.Mult: ast.Div, ast.Lt: ast.LtE, ast.Gt: ast.GtE, ast.Eq: ast.NotEq}
@@ -122,7 +123,7 @@ def passes(tests: str, seconds: int) -> bool:
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, 1)
             os.dup2(null, 2)
-            code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", tests])
+            code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-k", f"not ({SLOW})", tests])
         finally:
             os._exit(code)
     status = os.waitpid(pid, 0)[1]

@@ -5,7 +5,7 @@ import diffusers
 import pytest
 import torch
 
-from config import GUIDANCE, SamplingConfig, TrainConfig, UserError
+from config import FEW_STEP_SAMPLER, GUIDANCE, SamplingConfig, TrainConfig, UserError
 from models import build_diffusion, build_model
 from models.diffusion import Denoiser
 from models.trained import TrainedModel
@@ -139,6 +139,75 @@ def test_heun_with_churn_gives_the_data_distribution():
     assert abs(x.mean() - MU) < 0.01 and abs(x.std() - S) < 0.02
     still = sample_heun(gaussian, start, sigmas, noise)
     assert (x - still).std() > 0.1  # the noise was put in, and came through
+
+
+class Recorded:
+    """A denoiser that halves, and notes what it was given."""
+
+    def __init__(self):
+        self.given = []
+
+    def __call__(self, x, sigma):
+        self.given.append((x, float(sigma)))
+        return x / 2
+
+
+def numbered(count, shape=(1, 1, 2, 2)):
+    """A function that returns so many noises in turn, and these."""
+    noises = torch.randn(count, *shape, dtype=torch.float64, generator=gen())
+    return iter(noises).__next__, noises
+
+
+def gen():
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.mark.parametrize("churn, gamma", [(0.6, 0.2), (2.0, 2**0.5 - 1)])
+def test_churn_lifts_the_noise_before_each_step(churn, gamma):
+    """By churn / steps of itself, at most by sqrt(2) - 1 (Karras et al. 2022, algorithm 2)."""
+    sigmas = torch.tensor([4.0, 3.0, 2.0, 0.0], dtype=torch.float64)
+    denoise, (noise, noises) = Recorded(), numbered(3)
+    x = torch.ones(1, 1, 2, 2, dtype=torch.float64)
+    sample_heun(denoise, x, sigmas, noise, churn)
+    levels = [(1 + gamma) * 4, 3, (1 + gamma) * 3, 2, (1 + gamma) * 2]
+    assert [sigma for _, sigma in denoise.given] == pytest.approx(levels)
+    lifted = x + 4 * math.sqrt((1 + gamma) ** 2 - 1) * noises[0]  # variances add
+    torch.testing.assert_close(denoise.given[0][0], lifted)
+
+
+def test_consistency_sampling_noises_each_image_to_the_next_level():
+    sigmas = torch.tensor([80.0, 1.5, 1.25, 0.0], dtype=torch.float64)
+    denoise, (noise, noises) = Recorded(), numbered(2)
+    x = torch.ones(1, 1, 2, 2, dtype=torch.float64)
+    x0 = SAMPLERS[FEW_STEP_SAMPLER].function(denoise, x, sigmas, noise)
+    second = x / 2 + 1.5 * noises[0]
+    third = second / 2 + 1.25 * noises[1]
+    assert [sigma for _, sigma in denoise.given] == [80.0, 1.5, 1.25]
+    torch.testing.assert_close(
+        torch.stack([x for x, _ in denoise.given[1:]]), torch.stack([second, third])
+    )
+    torch.testing.assert_close(x0, third / 2)
+
+
+def test_repaint_takes_each_step_again_from_where_it_began():
+    """Lugmayr et al. 2022, algorithm 1: a step down, the known pixels noised alike, and back up."""
+    sigmas = torch.tensor([4.0, 2.0, 0.0], dtype=torch.float64)
+    denoise, (noise, noises) = Recorded(), numbered(5, shape=(2,))
+    known = torch.tensor([0.5, 0.0], dtype=torch.float64)
+    missing = torch.tensor([False, True])
+    x = torch.tensor([1.0, -1.0], dtype=torch.float64)
+    end = sample_repaint(denoise, x, sigmas, noise, known, missing, repeats=2)
+    up, down = 2 * math.sqrt(1 - 0.25), 2 * 0.5  # of DDPM's noise at 2, from 4: fresh and old
+    starts = [x]
+    for first in (0, 3):
+        start = starts[-1]
+        drawn = start / 2 + down / 4 * start / 2 + up * noises[first]
+        starts.append(torch.where(missing, drawn, known + 2 * noises[first + 1]))
+        if first == 0:
+            starts[-1] = starts[-1] + math.sqrt(4**2 - 2**2) * noises[2]
+    assert [sigma for _, sigma in denoise.given] == [4.0, 4.0, 2.0]
+    torch.testing.assert_close(torch.stack([x for x, _ in denoise.given]), torch.stack(starts))
+    torch.testing.assert_close(end, torch.where(missing, starts[-1] / 2, known))
 
 
 def test_repaint_draws_the_missing_pixel_given_the_known_one():
