@@ -251,7 +251,9 @@ def test_encoding_is_the_flow_backwards():
     torch.testing.assert_close(sample_heun(gaussian, x, sigmas, None), x0, atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("name, eta", [("ddim", 0), ("dpmpp_2m", 0), ("dpmpp_2m_sde", 1)])
+@pytest.mark.parametrize(
+    "name, eta", [("ddim", 0), ("dpmpp_2m", 0), ("dpmpp_2m_sde", 1), ("unipc", None)]
+)
 def test_the_samplers_are_those_of_diffusers(name, eta):
     """The Hugging Face library's schedulers on the same network and timesteps, within 1e-4."""
     timesteps = 100
@@ -270,6 +272,9 @@ def test_the_samplers_are_those_of_diffusers(name, eta):
     common |= {"prediction_type": "sample", "timestep_spacing": "leading"}
     if name == "ddim":
         theirs = diffusers.DDIMScheduler(**common, clip_sample=False, set_alpha_to_one=True)
+    elif name == "unipc":
+        common |= {"solver_order": 2, "solver_type": "bh2", "final_sigmas_type": "zero"}
+        theirs = diffusers.UniPCMultistepScheduler(**common)
     else:
         kind = "sde-dpmsolver++" if eta else "dpmsolver++"
         common |= {"algorithm_type": kind, "final_sigmas_type": "zero"}
@@ -279,7 +284,8 @@ def test_the_samplers_are_those_of_diffusers(name, eta):
     x_t = torch.randn(3, 1, 4, 4, dtype=torch.float64)
     start = x_t * (1 + sigmas[0] ** 2).sqrt()
     noises = torch.randn(10, 3, 1, 4, 4, dtype=torch.float64)
-    ours = SAMPLERS[name].function(denoise, start, sigmas, iter(noises).__next__, eta=eta)
+    options = {} if eta is None else {"eta": eta}
+    ours = SAMPLERS[name].function(denoise, start, sigmas, iter(noises).__next__, **options)
     for t, z in zip(theirs.timesteps, noises, strict=True):
         own = {"variance_noise": z} if eta else {}
         x_t = theirs.step(x0_hat(x_t, t.double()), t, x_t, **own).prev_sample
