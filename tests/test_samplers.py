@@ -11,6 +11,7 @@ from models.diffusion import Denoiser
 from models.trained import TrainedModel
 from sampling.draw import draws_noise, guidance_at, resolve, sample_images
 from sampling.samplers import (
+    INPAINTERS,
     SAMPLERS,
     encode,
     sample_ddim,
@@ -249,6 +250,10 @@ def test_encoding_is_the_flow_backwards():
     scale = math.sqrt((S**2 + 10**2) / (S**2 + 0.01**2))
     torch.testing.assert_close(x, MU + scale * (x0 - MU), atol=1e-2, rtol=1e-3)
     torch.testing.assert_close(sample_heun(gaussian, x, sigmas, None), x0, atol=1e-3, rtol=0)
+    denoise = Recorded()
+    encode(denoise, x0, sigmas)  # the lowest level's value is x0, and no level is left out
+    assert torch.equal(denoise.given[0][0], x0)
+    assert list(dict.fromkeys(s for _, s in denoise.given)) == levels.flip(0).tolist()
 
 
 @pytest.mark.parametrize(
@@ -392,8 +397,9 @@ def test_a_network_that_never_hid_a_label_is_not_guided_by_default():
 
 def test_samplers_that_draw_noise_are_known():
     model = tiny_model()
-    noisy = {name for name in SAMPLERS if draws_noise(resolve(SamplingConfig(name), model))}
-    assert noisy == {"dpmpp_2m_sde", "ddpm"}
+    every = SAMPLERS | INPAINTERS
+    noisy = {name for name in every if draws_noise(resolve(SamplingConfig(name), model))}
+    assert noisy == {"dpmpp_2m_sde", "ddpm", "repaint"}
     assert draws_noise(resolve(SamplingConfig("ddim", eta=0.1), model))
     assert draws_noise(resolve(SamplingConfig("heun", churn=1.0), model))
     assert not draws_noise(resolve(SamplingConfig(eta=0.0), model))
