@@ -1,6 +1,7 @@
 import pickle
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -169,6 +170,41 @@ def test_bad_checkpoints_are_refused_with_a_line(refuses, tiny_checkpoint, how):
     refuses("validation", "--path_to_model", path, words=(f"--path_to_model {path}",))
 
 
+def test_a_file_that_torch_would_read_wrongly_is_refused(tiny_checkpoint):
+    """It compares no checksum, and believes what an archive says of its sizes."""
+    path = tiny_checkpoint()
+    data = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        largest = max(archive.infolist(), key=lambda entry: entry.file_size)
+        parts = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    with zipfile.ZipFile("small.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    where = data.index(parts[largest.filename])
+    data[where + largest.file_size // 2] ^= 1
+    Path("flipped.pth").write_bytes(data)
+    for name in ("small.pth", "flipped.pth"):
+        torch.load(name, weights_only=True)
+        with pytest.raises(UserError, match=f"--checkpoint {name}: not a checkpoint, or a damaged"):
+            load_checkpoint(Path(name))
+
+
+@pytest.mark.parametrize(
+    "weight, words",
+    [
+        (torch.tensor([1.0, float("nan")]), "b is not finite"),
+        (torch.ones(2, dtype=torch.int64), "not what they should be"),
+        (torch.ones(2).to_sparse(), "not what they should be"),
+        (torch.ones(1).expand(10**6), "not what they should be"),
+        ([1.0, 2.0], "must hold tensors by name"),
+    ],
+)
+def test_weights_that_cannot_be_are_refused(weight, words):
+    save_model(Path("a.pth"), TrainConfig(), {"a": torch.ones(3), "b": weight})
+    with pytest.raises(UserError, match=f"--checkpoint a.pth: damaged checkpoint: .*{words}"):
+        load_checkpoint(Path("a.pth"))
+
+
 def test_a_checkpoint_comes_back_as_it_was(own_folder):
     cfg = TrainConfig(model_type="cnn", max_minutes=2.5)
     weights = {"w": torch.randn(5)}
@@ -179,7 +215,8 @@ def test_a_checkpoint_comes_back_as_it_was(own_folder):
 
 
 def test_export_keeps_what_sampling_needs(cli, own_folder):
-    cfg, optimizers = TrainConfig(data_dir="/home/me"), {"big": 1}
+    cfg = TrainConfig(data_dir="/home/me", test_dir="/home/me/test", teacher="/home/me/unet.pth")
+    optimizers = {"big": 1}
     Path("run").mkdir()
     save_model(Path("run/model_epoch_9.pth"), cfg, {}, optimizers=optimizers)
     save_model(Path("run/model_epoch_10.pth"), cfg, {"w": torch.ones(2)}, optimizers=optimizers)
@@ -190,7 +227,8 @@ def test_export_keeps_what_sampling_needs(cli, own_folder):
     assert Path("out.pth").read_bytes() == whole
     small = torch.load(own_folder / "out.pth", weights_only=True)
     assert set(small) == {"format", "version", "config", "data", "sampling", "ema"}
-    assert small["config"]["data_dir"] == "./data"
+    assert small["config"]["data_dir"] == "./data" and small["config"]["test_dir"] is None
+    assert small["config"]["teacher"] == "unet.pth"
     assert small["ema"]["w"].tolist() == [1, 1] and small["ema"]["w"].dtype == torch.float16
     assert cli("utils.checkpoint", "run", "out.pth", "--guidance", 1, "--steps", 9)[0] == 0
     assert load_checkpoint(Path("out.pth"))["sampling"] == {"guidance": 1, "steps": 9}
@@ -204,8 +242,12 @@ def test_version_1_still_loads(cli, tiny_checkpoint):
     new = load_trained(path, "cpu")
     shares = torch.tensor(values.pop("data")["label_shares"])
     del values["sampling"]
-    values |= {"version": 1, "ema": {**values["ema"], "condition.label_shares": shares}}
+    values |= {"version": 1, "network": {"condition.label_shares": shares}}
+    torch.save(values, path)  # as of a network that was told no labels, it has no shares
+    assert load_checkpoint(path)["data"].label_shares == pytest.approx((0.1,) * 10)
+    values["ema"] = {**values["ema"], "condition.label_shares": shares}
     torch.save(values, path)
+    assert load_checkpoint(path)["network"] == {}
     old = load_trained(path, "cpu")
     assert old.data == new.data and old.sampling == {} and old.config == new.config
     assert same(old.net.state_dict(), new.net.state_dict())

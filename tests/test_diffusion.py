@@ -83,8 +83,39 @@ def test_a_share_of_the_timesteps_is_even_over_all_levels():
     expected = 0.4 * len(t) / 50
     assert (outer - expected).abs().max() < 5 * expected**0.5
     assert abs(counts[20:30].sum() - (0.6 + 0.4 / 5) * len(t)) < 0.01 * len(t)
+    wide = Diffusion(NoiseSchedule("cosine", 1000), "v", t_mean=0.5, t_std=0.8, t_even=0.3)
+    t = torch.cat([wide.draw_t(1000, gen(seed)) for seed in range(20)])
+    for share in (0.2, 0.5, 0.8, 0.95):  # of the two together, below a share of the levels
+        z = (torch.logit(torch.tensor(share)) - 0.5) / 0.8
+        expected = 0.3 * share + 0.7 * torch.special.ndtr(z).item()
+        assert (t < 1000 * share).double().mean().item() == pytest.approx(expected, abs=2e-3)
     wholly_even = Diffusion(schedule, "v", t_even=1.0).draw_t(50, gen())
     assert wholly_even.tolist() == list(range(50))
+
+
+def test_timesteps_never_leave_the_schedule():
+    """However wide their distribution: its sigmoid is then rounded to 0 and to 1."""
+    diffusion = Diffusion(SCHEDULE, "v", t_std=50.0)
+    t = diffusion.draw_t(1000, gen())
+    assert (t.min(), t.max()) == (0, 49) and t.dtype == torch.int64
+
+
+def test_a_network_is_given_float32_and_its_own_precision_is_undone():
+    """Levels are kept in float64, and under autocast predictions come in bfloat16."""
+    x0, given = torch.rand(4, 1, 8, 8, generator=gen()) * 2 - 1, []
+
+    def net(x_t, t, y):
+        given.extend([x_t.dtype, t.dtype])
+        return (x_t / 3).bfloat16()
+
+    diffusion = make()
+    loss = diffusion.loss(net, x0, None, gen())
+    x0_hat = diffusion.denoiser(net)(x0, SCHEDULE.sigmas[20])
+    assert set(given) == {torch.float32} and loss.dtype == x0_hat.dtype == torch.float32
+    sigma = SCHEDULE.sigmas[20].item()
+    a = (1 + sigma**2) ** -0.5
+    rounded = (a * x0 / 3).bfloat16().float()
+    torch.testing.assert_close(x0_hat, (a * a * x0 - sigma * a * rounded).clamp(-1, 1))
 
 
 def test_the_denoiser_of_an_oracle_is_exact():

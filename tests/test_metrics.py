@@ -182,6 +182,93 @@ def test_the_first_order_of_fid_and_kid_vanishes_in_samples_as_good_as_real_ones
         assert 0.8 < ratio < 1.25
 
 
+def orders(monkeypatch, score, x, y):
+    """What `score` hands to `_second_order`: V1 + 2 V2 and V2."""
+    handed = []
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics, "_second_order", lambda *both: handed.append(both) or 0.0)
+        score(x, y)
+    return handed[0]
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.5])
+def test_the_orders_of_fid_are_derivatives_of_the_distance(shift, monkeypatch):
+    """By the weights of the samples (von Mises 1947): the first, and half the second.
+
+    Along a sample's weight, from which all others give way: so g_i, and H_ij + g_i + g_j.
+    """
+    x, y = normal(101, 3, seed=1) @ covariance(3, 3) + shift, normal(300, 3, seed=2)
+    mu2, cov2 = mean_and_covariance(y)
+    root2 = metrics.symmetric_root(cov2)
+
+    def distance(weights):
+        weights = weights / weights.sum()
+        mu = weights @ x
+        cov = (x - mu).T * weights @ (x - mu)
+        roots = torch.linalg.eigvalsh(root2 @ cov @ root2).sqrt().sum()
+        return (mu - mu2).square().sum() + cov.trace() + cov2.trace() - 2 * roots
+
+    equal = torch.full((101,), 1 / 101, dtype=torch.float64)
+    g = torch.autograd.functional.jacobian(distance, equal)
+    h = (torch.autograd.functional.hessian(distance, equal) + g[:, None] + g) / 2
+    squares = (h.square().sum() - h.diag().square().sum()).item() / (101 * 100)
+    jackknife, second = orders(monkeypatch, fid_spread, x, y)
+    assert jackknife == pytest.approx(g.var().item() / 101, rel=0.03)
+    assert second == pytest.approx(2 * squares / 101**2, rel=0.03)
+
+
+def test_the_orders_of_kid_by_hand(monkeypatch):
+    x, y = normal(101, 3, seed=1), normal(300, 3, seed=2) * 1.1
+    within, between = ((a @ b.T / 3 + 1) ** 3 for a, b in ((x, x), (x, y)))
+    others = 1 - torch.eye(101, dtype=torch.float64)
+    rows = (within * others).sum(dim=1) / 100
+    centred = (within - rows[:, None] - rows + rows.mean()) * others
+    first = 4 * (rows - between.mean(dim=1)).var() / 101
+    jackknife, second = orders(monkeypatch, kid, x, y)
+    assert jackknife == pytest.approx(first.item())
+    assert second == pytest.approx(2 * centred.square().sum().item() / (101 * 100) ** 2, rel=0.03)
+
+
+def test_a_spread_is_the_sum_of_its_orders():
+    assert metrics._second_order(5.0, 1.0) == 2.0  # V1 = 3, and V2
+    assert metrics._second_order(1.0, 1.0) == 1.0  # V1 is not below 0
+
+
+def test_the_spread_of_coverage_counts_what_one_and_two_samples_cover(monkeypatch):
+    """By leaving them out: of the reference's balls, those that only they keep covered."""
+    monkeypatch.setattr(metrics, "HALVINGS", 1)
+    samples, reference = normal(15, 2, seed=1), normal(40, 2, seed=2)
+
+    def lost(*out):
+        kept = sorted(set(range(15)) - set(out))
+        return 40 * (
+            whole - precision_recall_density_coverage(samples[kept], reference)["coverage"][0]
+        )
+
+    whole, spread = precision_recall_density_coverage(samples, reference)["coverage"]
+    alone = torch.tensor([lost(a) for a in range(15)])
+    pairs = [lost(a, b) - alone[a] - alone[b] for a in range(15) for b in range(a)]
+    first, second = (alone - alone.mean()).square().sum(), torch.stack(pairs).square().sum()
+    assert spread == pytest.approx((first / (1 + second / first)).item() ** 0.5 / 40, rel=1e-4)
+    assert second > 0
+
+
+def test_the_spread_of_recall_is_that_of_halves():
+    samples, reference = normal(81, 3, seed=1), normal(90, 3, seed=2) * 1.5
+    generator, total = torch.Generator().manual_seed(0), 0.0
+    for _ in range(metrics.HALVINGS):
+        half = torch.randperm(81, generator=generator) < 40
+        inside = []
+        for part in (samples[half], samples[~half]):
+            reach = torch.cdist(part, part).sort(dim=1).values[:, 5]
+            inside.append((torch.cdist(reference, part) < reach).any(dim=1).double())
+        differences = inside[0] - inside[1]
+        total += differences.mean() ** 2 + differences.square().mean() / 90
+    expected = (total / metrics.HALVINGS / 4) ** 0.5
+    found = precision_recall_density_coverage(samples, reference)["recall"][1]
+    assert found == pytest.approx(expected.item(), rel=0.01)
+
+
 @pytest.fixture(scope="module")
 def digit_features():
     """Features (8,400, 128) of synthetic digits by the shipped classifier, and their labels."""

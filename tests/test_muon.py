@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from training.muon import Muon, orthogonalize
 
@@ -27,6 +28,18 @@ def test_singular_values_go_through_the_polynomial_of_jordan_et_al_five_times(no
         expected = 3.4445 * expected - 4.7750 * expected**3 + 2.0315 * expected**5
     found = orthogonalize((norm * shares).diag()[None])
     torch.testing.assert_close(found[0], expected.diag(), atol=1e-5, rtol=0)
+
+
+def test_products_are_of_the_shorter_side():
+    """A tall matrix costs what its transpose does, and is the transpose of what that gives."""
+    wide = torch.randn(1, 16, 40, generator=torch.Generator().manual_seed(0))
+    costs, found = [], []
+    for matrix in (wide, wide.mT):
+        with FlopCounterMode(display=False) as counter:
+            found.append(orthogonalize(matrix))
+        costs.append(counter.get_total_flops())
+    assert costs[0] == costs[1] > 0
+    assert torch.equal(found[0], found[1].mT)
 
 
 def test_the_first_step_is_the_orthogonal_matrix_at_the_size_of_an_adamw_step():

@@ -1,5 +1,7 @@
 """Whatever happens to stdout and stderr, a script does its work and ends without a traceback."""
 
+import errno
+import io
 import os
 import subprocess
 import sys
@@ -8,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import WITH_PATH
+from utils import script
 
 # prints, writes its result, prints again: by print, by a progress bar and by a failed flag
 SCRIPT = """
@@ -76,6 +79,18 @@ def test_what_cannot_be_printed_costs_nothing(kind, mode):
 @pytest.mark.parametrize("kind", BROKEN)
 def test_bad_input_is_told_by_the_status_all_the_same(kind):
     assert start("bad", shell=BROKEN[kind])[0] == 2 and Path("first").exists()
+
+
+def test_what_fails_when_it_is_flushed_is_told_once(capsys):
+    class Full(io.StringIO):
+        def flush(self):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    output = script._Output(Full())
+    for _ in range(2):
+        assert output.write("fid") == 3
+        output.flush()
+    assert capsys.readouterr().err.count("stdout: [Errno 28] No space left on device") == 1
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])

@@ -5,12 +5,13 @@ import diffusers
 import pytest
 import torch
 
-from config import GUIDANCE, SamplingConfig, TrainConfig, UserError
+from config import FEW_STEP_SAMPLER, GUIDANCE, SamplingConfig, TrainConfig, UserError
 from models import build_diffusion, build_model
 from models.diffusion import Denoiser
 from models.trained import TrainedModel
 from sampling.draw import draws_noise, guidance_at, resolve, sample_images
 from sampling.samplers import (
+    INPAINTERS,
     SAMPLERS,
     encode,
     sample_ddim,
@@ -141,6 +142,75 @@ def test_heun_with_churn_gives_the_data_distribution():
     assert (x - still).std() > 0.1  # the noise was put in, and came through
 
 
+class Recorded:
+    """A denoiser that halves, and notes what it was given."""
+
+    def __init__(self):
+        self.given = []
+
+    def __call__(self, x, sigma):
+        self.given.append((x, float(sigma)))
+        return x / 2
+
+
+def numbered(count, shape=(1, 1, 2, 2)):
+    """A function that returns so many noises in turn, and these."""
+    noises = torch.randn(count, *shape, dtype=torch.float64, generator=gen())
+    return iter(noises).__next__, noises
+
+
+def gen():
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.mark.parametrize("churn, gamma", [(0.6, 0.2), (2.0, 2**0.5 - 1)])
+def test_churn_lifts_the_noise_before_each_step(churn, gamma):
+    """By churn / steps of itself, at most by sqrt(2) - 1 (Karras et al. 2022, algorithm 2)."""
+    sigmas = torch.tensor([4.0, 3.0, 2.0, 0.0], dtype=torch.float64)
+    denoise, (noise, noises) = Recorded(), numbered(3)
+    x = torch.ones(1, 1, 2, 2, dtype=torch.float64)
+    sample_heun(denoise, x, sigmas, noise, churn)
+    levels = [(1 + gamma) * 4, 3, (1 + gamma) * 3, 2, (1 + gamma) * 2]
+    assert [sigma for _, sigma in denoise.given] == pytest.approx(levels)
+    lifted = x + 4 * math.sqrt((1 + gamma) ** 2 - 1) * noises[0]  # variances add
+    torch.testing.assert_close(denoise.given[0][0], lifted)
+
+
+def test_consistency_sampling_noises_each_image_to_the_next_level():
+    sigmas = torch.tensor([80.0, 1.5, 1.25, 0.0], dtype=torch.float64)
+    denoise, (noise, noises) = Recorded(), numbered(2)
+    x = torch.ones(1, 1, 2, 2, dtype=torch.float64)
+    x0 = SAMPLERS[FEW_STEP_SAMPLER].function(denoise, x, sigmas, noise)
+    second = x / 2 + 1.5 * noises[0]
+    third = second / 2 + 1.25 * noises[1]
+    assert [sigma for _, sigma in denoise.given] == [80.0, 1.5, 1.25]
+    torch.testing.assert_close(
+        torch.stack([x for x, _ in denoise.given[1:]]), torch.stack([second, third])
+    )
+    torch.testing.assert_close(x0, third / 2)
+
+
+def test_repaint_takes_each_step_again_from_where_it_began():
+    """Lugmayr et al. 2022, algorithm 1: a step down, the known pixels noised alike, and back up."""
+    sigmas = torch.tensor([4.0, 2.0, 0.0], dtype=torch.float64)
+    denoise, (noise, noises) = Recorded(), numbered(5, shape=(2,))
+    known = torch.tensor([0.5, 0.0], dtype=torch.float64)
+    missing = torch.tensor([False, True])
+    x = torch.tensor([1.0, -1.0], dtype=torch.float64)
+    end = sample_repaint(denoise, x, sigmas, noise, known, missing, repeats=2)
+    up, down = 2 * math.sqrt(1 - 0.25), 2 * 0.5  # of DDPM's noise at 2, from 4: fresh and old
+    starts = [x]
+    for first in (0, 3):
+        start = starts[-1]
+        drawn = start / 2 + down / 4 * start / 2 + up * noises[first]
+        starts.append(torch.where(missing, drawn, known + 2 * noises[first + 1]))
+        if first == 0:
+            starts[-1] = starts[-1] + math.sqrt(4**2 - 2**2) * noises[2]
+    assert [sigma for _, sigma in denoise.given] == [4.0, 4.0, 2.0]
+    torch.testing.assert_close(torch.stack([x for x, _ in denoise.given]), torch.stack(starts))
+    torch.testing.assert_close(end, torch.where(missing, starts[-1] / 2, known))
+
+
 def test_repaint_draws_the_missing_pixel_given_the_known_one():
     """Two pixels with covariance 1, 0.8: the one given the other is N(0.8 known, 0.36).
 
@@ -180,9 +250,15 @@ def test_encoding_is_the_flow_backwards():
     scale = math.sqrt((S**2 + 10**2) / (S**2 + 0.01**2))
     torch.testing.assert_close(x, MU + scale * (x0 - MU), atol=1e-2, rtol=1e-3)
     torch.testing.assert_close(sample_heun(gaussian, x, sigmas, None), x0, atol=1e-3, rtol=0)
+    denoise = Recorded()
+    encode(denoise, x0, sigmas)  # the lowest level's value is x0, and no level is left out
+    assert torch.equal(denoise.given[0][0], x0)
+    assert list(dict.fromkeys(s for _, s in denoise.given)) == levels.flip(0).tolist()
 
 
-@pytest.mark.parametrize("name, eta", [("ddim", 0), ("dpmpp_2m", 0), ("dpmpp_2m_sde", 1)])
+@pytest.mark.parametrize(
+    "name, eta", [("ddim", 0), ("dpmpp_2m", 0), ("dpmpp_2m_sde", 1), ("unipc", None)]
+)
 def test_the_samplers_are_those_of_diffusers(name, eta):
     """The Hugging Face library's schedulers on the same network and timesteps, within 1e-4."""
     timesteps = 100
@@ -201,6 +277,9 @@ def test_the_samplers_are_those_of_diffusers(name, eta):
     common |= {"prediction_type": "sample", "timestep_spacing": "leading"}
     if name == "ddim":
         theirs = diffusers.DDIMScheduler(**common, clip_sample=False, set_alpha_to_one=True)
+    elif name == "unipc":
+        common |= {"solver_order": 2, "solver_type": "bh2", "final_sigmas_type": "zero"}
+        theirs = diffusers.UniPCMultistepScheduler(**common)
     else:
         kind = "sde-dpmsolver++" if eta else "dpmsolver++"
         common |= {"algorithm_type": kind, "final_sigmas_type": "zero"}
@@ -210,7 +289,8 @@ def test_the_samplers_are_those_of_diffusers(name, eta):
     x_t = torch.randn(3, 1, 4, 4, dtype=torch.float64)
     start = x_t * (1 + sigmas[0] ** 2).sqrt()
     noises = torch.randn(10, 3, 1, 4, 4, dtype=torch.float64)
-    ours = SAMPLERS[name].function(denoise, start, sigmas, iter(noises).__next__, eta=eta)
+    options = {} if eta is None else {"eta": eta}
+    ours = SAMPLERS[name].function(denoise, start, sigmas, iter(noises).__next__, **options)
     for t, z in zip(theirs.timesteps, noises, strict=True):
         own = {"variance_noise": z} if eta else {}
         x_t = theirs.step(x0_hat(x_t, t.double()), t, x_t, **own).prev_sample
@@ -317,8 +397,9 @@ def test_a_network_that_never_hid_a_label_is_not_guided_by_default():
 
 def test_samplers_that_draw_noise_are_known():
     model = tiny_model()
-    noisy = {name for name in SAMPLERS if draws_noise(resolve(SamplingConfig(name), model))}
-    assert noisy == {"dpmpp_2m_sde", "ddpm"}
+    every = SAMPLERS | INPAINTERS
+    noisy = {name for name in every if draws_noise(resolve(SamplingConfig(name), model))}
+    assert noisy == {"dpmpp_2m_sde", "ddpm", "repaint"}
     assert draws_noise(resolve(SamplingConfig("ddim", eta=0.1), model))
     assert draws_noise(resolve(SamplingConfig("heun", churn=1.0), model))
     assert not draws_noise(resolve(SamplingConfig(eta=0.0), model))
