@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from scoring.diagnosis import Nearness, Sorted, class_floors, class_table, confusion_matrix
+from scoring.metrics import fid
 
 
 def gen(seed):
@@ -30,6 +31,14 @@ def test_the_class_table_counts_and_scores_each_class():
     assert all(0 < row["fid_floor"] < 5 for row in rows)
     assert rows[2]["fid_distance"] > 100 and rows[2]["fid_differs"] and not rows[0]["fid_differs"]
     assert rows[7]["fid_distance"] is None and rows[7]["fid_differs"] is None
+    assert "fid_matched" not in rows[0]
+    parts = [(sets["samples"][k::2], sets["floor"][k::2]) for k in range(2)]
+    row = class_table(sets["samples"], sets["reference"], floors, None, parts)[1]
+    own, real = parts[1]  # the other half of the real ones, the even numbers, holds no 1
+    expected = fid(own.features[own.digits == 1], real.features[real.digits == 1])
+    assert row["fid_matched"] == pytest.approx(expected)
+    distance = (row["fid_matched"] - row["fid_floor"]) / row["fid_floor_spread"]
+    assert row["fid_distance"] == pytest.approx(distance) and row["fid"] == rows[1]["fid"]
     assert rows[0]["agreement"] == 1 and rows[3]["agreement"] == 0.5
     assert rows[1]["agreement"] is None
 

@@ -116,7 +116,7 @@ def test_two_ranks_draw_and_score_what_one_does(cli, tiny_checkpoint):
     assert np.array_equal(one, two)
     np.savez("real.npz", images=synthetic_digits(300, seed=5)[0].numpy())
     score = ["--path_to_model", path, "--num_samples", 60, "--batch_size", 10, "--steps", 4]
-    score += ["--reference_images", "real.npz", "--json"]
+    score += ["--reference_images", "real.npz", "--seeds", 2, "--floor_draws", 2, "--json"]
     assert cli("validation", *score, "one.json")[0] == 0
     finish(torchrun(2, "validation", *score, "two.json"))
     one, two = (json.loads(Path(f"{name}.json").read_text()) for name in ("one", "two"))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from config import UserError
 from models.trained import load_trained
 from tests.test_distributed import finish, torchrun
 from utils.data_loader import load_dataset
@@ -144,6 +145,8 @@ def test_a_folder_of_test_images_leaves_all_others_for_training(refuses, colour)
     train = load_dataset("folder", colour, "train", "test")
     test = load_dataset("folder", colour, "test", "test")
     assert len(train.images) == 80 and len(test.images) == 6
+    held_out = load_dataset("folder", colour, "test", "test", held_out=True)
+    assert len(held_out.images) == 13 and len(held_out.labels.unique()) == 2  # of both classes
     make_folder(["cats"], count=3, height=32, width=32, colour=True, name="other")
     with pytest.raises(Exception, match="--test_dir other: .* in 1 classes"):
         load_dataset("folder", colour, "test", "other")
@@ -154,6 +157,9 @@ def test_a_folder_of_test_images_leaves_all_others_for_training(refuses, colour)
 def test_jpegs_are_read_too(own_folder):
     make_folder(["a"], count=12, height=16, width=16, ending="jpg")
     assert load_dataset("folder", "images", "train").images.shape == (11, 1, 16, 16)
+    make_folder([], count=1, height=16, width=16, name="single")
+    with pytest.raises(UserError, match="--data_dir single: holds too few images"):
+        load_dataset("folder", "single", "train")
 
 
 @pytest.mark.parametrize(
