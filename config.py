@@ -189,6 +189,8 @@ class EvalConfig(SamplingConfig):
     dims: int = setting(2048, "Inception layer", choices=INCEPTION_DIMS)
     memorization: bool = setting(False, "look for copies of training images")
     tstr: bool = setting(False, "train on synthetic, test on real (class-conditional models)")
+    likelihood: bool = setting(False, "bits/dim of --num_samples test images, and no samples")
+    flow: int = setting(0, "--likelihood: of so many images by the probability flow too", low=0)
     device: str = setting("auto", "where to compute", choices=DEVICES)
     dataset: str | None = setting(None, "reference for --images; default mnist", choices=DATASETS)
     data_dir: str | None = setting(
