@@ -22,8 +22,8 @@ def timestep_embedding(t: Tensor, dim: int) -> Tensor:
 class NoisePredictor(nn.Module):
     """The base of every network: what others must know of one, declared by itself.
 
-    A network is made as Network(in_channels=C, num_classes=K), with `width` where it is asked for,
-    and called as net(x_t, t, y), see `Diffusion`.
+    A network is made as Network(in_channels=C, num_classes=K), with `width` and `fourier` (see
+    `Stem`) where they are asked for, and called as net(x_t, t, y), see `Diffusion`.
 
     Attributes:
         num_classes: 0, or the number of labels (label `num_classes` is then the null label).
@@ -94,6 +94,24 @@ class Conditioning(nn.Module):
         elif y is not None:
             raise ValueError("this network is unconditional: y must be None")
         return F.silu(c)
+
+
+class Stem(nn.Conv2d):
+    """The first convolution: of the image as 2x2 blocks of pixels, C x H x W -> width x H/2 x W/2.
+
+    With `fourier` = n, it sees n octaves of sines and cosines of each pixel besides, down to the
+    period of one grey level, 2/255 (Kingma et al. 2021, section 3.4): a network for likelihoods
+    must tell apart grey levels that in other networks are as good as one.
+    """
+
+    def __init__(self, in_channels: int, width: int, fourier: int = 0):
+        super().__init__(4 * in_channels * (1 + 2 * fourier), width, 3, padding=1)
+        self.frequencies = [math.pi * 2**n for n in range(9 - fourier, 9)]
+
+    def forward(self, x_t: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, width, H/2, W/2)."""
+        waves = [wave(f * x_t) for f in self.frequencies for wave in (torch.sin, torch.cos)]
+        return super().forward(F.pixel_unshuffle(torch.cat([x_t, *waves], dim=1), 2))
 
 
 class LayerNorm2d(nn.LayerNorm):
