@@ -1,6 +1,9 @@
 import torch
 
+from scoring import evaluation
 from scoring.classifier import accuracy, train_classifier
+from tests.conftest import DIGITS
+from utils.data_loader import Dataset
 from utils.synthetic import synthetic_digits
 
 CPU = torch.device("cpu")
@@ -19,3 +22,23 @@ def test_the_seed_decides_every_weight():
         return torch.cat([value.flatten().double() for value in net.state_dict().values()])
 
     assert torch.equal(weights(0), weights(0)) and not torch.equal(weights(0), weights(1))
+
+
+def test_what_a_classifier_has_learnt_is_found_again_and_by_its_content_alone(monkeypatch):
+    images, labels = synthetic_digits(100, seed=1)
+    test, trained = Dataset(*synthetic_digits(50, seed=2), DIGITS), []
+
+    def counted(*given, **options):
+        trained.append(options["seed"])
+        return train_classifier(*given, **options)
+
+    monkeypatch.setattr(evaluation, "TSTR_STEPS", 2)
+    monkeypatch.setattr(evaluation, "train_classifier", counted)
+
+    def learnt(labels, seed):
+        return evaluation.learnt_accuracy(images, labels, test, seed, CPU)
+
+    assert learnt(labels, 0) == learnt(labels.clone(), 0)
+    learnt(labels, 1)
+    learnt(labels.flip(0), 1)
+    assert trained == [0, 1, 1]
