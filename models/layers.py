@@ -99,9 +99,9 @@ class Conditioning(nn.Module):
 class Stem(nn.Conv2d):
     """The first convolution: of the image as 2x2 blocks of pixels, C x H x W -> width x H/2 x W/2.
 
-    With `fourier` = n, it sees n octaves of sines and cosines of each pixel besides, down to the
-    period of one grey level, 2/255 (Kingma et al. 2021, section 3.4): a network for likelihoods
-    must tell apart grey levels that in other networks are as good as one.
+    With `fourier` = n, it also sees sines and cosines of each pixel, in n octaves down to a period
+    of one grey level, 2/255 (Kingma et al. 2021, section 3.4). Likelihoods need them: neighbouring
+    grey levels must be told apart, which look the same to other networks.
     """
 
     def __init__(self, in_channels: int, width: int, fourier: int = 0):

@@ -72,7 +72,7 @@ def measure(
         found[name], found[f"{name}_error"] = per_dim(nats, size)
     found["by_level"] = by_level(bound, sigmas, size)
     if flow:
-        denoise = denoiser_of(model, "fp32")  # a solver takes the steps of bfloat16 for structure
+        denoise = denoiser_of(model, "fp32")  # the solver would follow the rounding of bfloat16
         own = generator(Stream.NOISE, seed, 1)
         part = slice(0, flow)
         y = None if labels is None else labels[part]
@@ -136,7 +136,8 @@ def flow_nats(
     `flow` puts the flow's density in the place of the prior and diffusion parts, with the same
     decoder:  -log p(k) <= E log q(z_0 | k) - log p(z_0) - log p(k | z_0).  So it can be held
     against the bound. `flow_uniform` adds uniform noise as wide as a grey level, as normalising
-    flows do (Theis et al. 2016). It suffers where the lowest sigma is not far below that width.
+    flows do (Theis et al. 2016). It is high if the lowest sigma is not far below that width: the
+    density is then too smooth for pixels that are exactly black.
     """
     found = {"flow": [], "flow_uniform": []}
     lowest = float(sigmas[0])

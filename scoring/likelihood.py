@@ -29,12 +29,12 @@ from utils.random import ImageNoise, Stream, generator
 
 DRAWS = 8  # of the noise level, for each image and each of the two sums over levels
 FITTED_ON = 10_000  # training images, for the decoder and for where to draw levels
-EVEN = 0.2  # so many are drawn evenly, to one that is drawn by what it is worth
+EVEN = 0.2  # levels drawn evenly, for each that is drawn by what it is worth
 TOLERANCE = 1e-4  # relative and absolute, of the probability flow's solver
 BIN = 2 / 255  # between neighbouring values of a pixel
 BEYOND = 25  # bins of x_hat below black and above white
 
-# x_hat of z (B, C, H, W) at the levels (B,), for labels (B,) or None; not clamped
+# x_hat of z (B, C, H, W) at levels (B,) float64 on the CPU, for labels (B,) or None; not clamped
 Denoise = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
@@ -42,8 +42,8 @@ def denoiser_of(model: TrainedModel, precision: str) -> Denoise:
     """The network's x_hat, told the labels and not guided, each image at a level of its own."""
 
     def denoise(z: Tensor, sigma: Tensor, y: Tensor | None) -> Tensor:
-        t = model.diffusion.schedule.t_at(sigma.cpu()).to(z)
-        s = sigma.to(z).view(-1, 1, 1, 1)
+        t = model.diffusion.schedule.t_at(sigma).float().to(z)
+        s = sigma.float().to(z).view(-1, 1, 1, 1)
         a = (1 + s**2).rsqrt()
         with autocast(model.device, precision):
             prediction = model.net(a * z, t, y).float()
@@ -94,7 +94,10 @@ class Levels:
         costs = (terms * self.shares[cell]) ** 2
         total = torch.zeros_like(self.shares).index_add_(0, cell, costs)
         roots = (total / torch.bincount(cell, minlength=len(total)).clamp(min=1)).sqrt()
-        return Levels(self.sigmas, roots / roots.sum() + EVEN * Levels(self.sigmas).shares)
+        shares = roots / roots.sum().clamp(
+            min=1e-30
+        )  # nothing is paid for images that are all alike
+        return Levels(self.sigmas, shares + EVEN * Levels(self.sigmas).shares)
 
 
 def bins(x_hat: Tensor) -> Tensor:
@@ -106,8 +109,8 @@ def bins(x_hat: Tensor) -> Tensor:
 def whites(k: Tensor) -> Tensor:
     """What is known of white before each of the pixels k (B, C, H, W), one of 5^3 numbers.
 
-    Scans know several whites, 252 to 255, and have mostly one of them in an image: that of the
-    pixel to the left, of the one above, and the last one before, in the order of reading.
+    MNIST has several whites, 252 to 255, and most images use one or two of them. So three whites
+    are told: of the pixel to the left, of the pixel above, and the last one in reading order.
     """
     white = (k.long() - 251).clamp(min=0)  # 0: it is no white
     left, above = F.pad(white, (1, 0))[..., :-1], F.pad(white, (0, 0, 1, 0))[..., :-1, :]
@@ -120,8 +123,8 @@ def whites(k: Tensor) -> Tensor:
 class Decoder:
     """p(k | z_0): pixel by pixel in the order of reading, by x_hat(z_0) and the whites before.
 
-    Any table of probabilities makes the bound valid. This one is counted on training images; a row
-    that was seldom seen leans on that of its bin, and this one on all pixels.
+    Any table of probabilities gives a valid bound. This one is counted on training images. A row
+    that was seldom seen leans on the row of its bin, and that one on the counts of all pixels.
 
     Attributes:
         by_bin: (bins, 256), p(k | bin of x_hat), each row summing to 1.
@@ -150,10 +153,10 @@ class Decoder:
 
 @dataclass
 class Bound:
-    """What images cost, in nats: each (N,) float64, but for the last two.
+    """What images cost, in nats: each (N,) float64, except the last two.
 
-    reconstruction_alone is that of a decoder which knows no pixel but its own. sigmas and paid,
-    (N, DRAWS), are the draws of the integral.
+    `reconstruction_alone` is by a decoder that does not look at other pixels. `sigmas` and `paid`,
+    (N, DRAWS), are the draws of the integral and their terms.
     """
 
     prior: Tensor
@@ -187,7 +190,7 @@ class Likelihood:
     ):
         self.denoise, self.seed, self.device = denoise, seed, torch.device(device)
         even, lowest = Levels(sigmas), sigmas[:1].expand(len(images), 1)
-        order = torch.randperm(len(images), generator=generator(Stream.ORDER, seed))
+        order = torch.randperm(len(images), generator=generator(Stream.ORDER, seed, 1))
         u = (order + 0.5).double() / len(images)
         sigma, factor = even.draw(u, continuous=True)
         errors, x_hats = [], []
@@ -214,7 +217,7 @@ class Likelihood:
                 noise = ImageNoise(self.seed, numbers, (draws, *images.shape[1:]), self.device)
                 noise.step = step
                 x = to_model_range(images[rows].to(self.device))[:, None]
-                z = x + sigma[rows, :, None, None, None].to(x) * noise()
+                z = x + sigma[rows, :, None, None, None].float().to(x) * noise()
                 y = None if labels is None else labels[rows].repeat_interleave(draws)
                 y = None if y is None else y.to(self.device)
                 x_hat = self.denoise(z.flatten(0, 1), sigma[rows].flatten(), y)

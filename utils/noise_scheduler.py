@@ -33,10 +33,10 @@ def linear_alpha_bar(timesteps: int) -> torch.Tensor:
 
 
 def loglinear_alpha_bar(timesteps: int) -> torch.Tensor:
-    """alpha_bar_t, t = 0..T-1, for log sigma rising linearly (Kingma et al. 2021, section 5.3).
+    """alpha_bar_t, t = 0..T-1, for log sigma rising linearly.
 
-    For likelihoods: it begins far below the distance of two grey levels, 2/255, so that the last
-    level leaves no doubt about any pixel.
+    That is a linear gamma(t) in Kingma et al. 2021, eq. 3. It is for likelihoods: it begins far
+    below the distance of two grey levels, 2/255, so the lowest level leaves no doubt of any pixel.
     """
     low, high = (math.log10(sigma) for sigma in LOGLINEAR)
     sigmas = torch.logspace(low, high, timesteps, dtype=torch.float64)
