@@ -210,7 +210,7 @@ class Likelihood:
         """
         draws = sigma.shape[1]
         size = max(1, sampling_batch(self.device) // draws)
-        with tqdm(total=len(images), desc=what, unit="img") as bar, torch.inference_mode():
+        with tqdm(total=len(images), desc=what, unit="img") as bar:
             for start in range(0, len(images), size):
                 numbers = range(start, min(start + size, len(images)))
                 rows = slice(numbers.start, numbers.stop)
@@ -220,7 +220,8 @@ class Likelihood:
                 z = x + sigma[rows, :, None, None, None].float().to(x) * noise()
                 y = None if labels is None else labels[rows].repeat_interleave(draws)
                 y = None if y is None else y.to(self.device)
-                x_hat = self.denoise(z.flatten(0, 1), sigma[rows].flatten(), y)
+                with torch.inference_mode():
+                    x_hat = self.denoise(z.flatten(0, 1), sigma[rows].flatten(), y)
                 yield rows, x, x_hat.view_as(z)
                 bar.update(len(x))
 

@@ -127,6 +127,29 @@ def test_of_a_gaussian_each_image_costs_what_its_density_says():
     assert -4 * error < difference < 0.03 * expected.mean()  # finite T pays a little more
 
 
+def test_the_prior_part_is_the_divergence_of_two_gaussians():
+    images = torch.tensor([0, 100, 255, 128]).to(torch.uint8).view(2, 1, 1, 2)
+    for sigma in (torch.tensor(0.5), torch.tensor(30.0)):
+        alpha_bar = 1 / (1 + sigma**2)
+        q = torch.distributions.Normal(
+            alpha_bar.sqrt() * to_model_range(images), (1 - alpha_bar).sqrt()
+        )
+        expected = torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0))
+        found = L.prior_nats(images, sigma.double())
+        torch.testing.assert_close(found, expected.flatten(1).sum(1).double(), atol=1e-5, rtol=1e-4)
+
+
+def test_levels_are_drawn_most_where_most_is_paid():
+    levels = L.Levels(torch.logspace(-2, 2, 11, dtype=torch.float64))
+    u = (torch.arange(1000).double() + 0.5) / 1000
+    cell = levels.cells(u)
+    shares = levels.worth(u, torch.where(cell == 3, 30.0, torch.where(cell == 7, 10.0, 0.0))).shares
+    assert shares.sum().item() == pytest.approx(1)
+    even = shares.min().item()
+    assert (shares[3] - even).item() == pytest.approx(3 * (shares[7] - even).item())
+    assert shares[3] > 0.6 and even == pytest.approx(0.2 / 1.2 / 10)
+
+
 def test_the_sum_over_levels_is_that_of_the_posteriors():
     """Eq. 13 against the KL of the two Gaussians q(z_s | z_t, x) and p(z_s | z_t), eq. 12."""
     schedule = NoiseSchedule("cosine", 20)
