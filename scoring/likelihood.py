@@ -33,6 +33,8 @@ EVEN = 0.2  # levels drawn evenly, for each that is drawn by what it is worth
 TOLERANCE = 1e-4  # relative and absolute, of the probability flow's solver
 BIN = 2 / 255  # between neighbouring values of a pixel
 BEYOND = 25  # bins of x_hat below black and above white
+NEAR = 3  # grey levels: the farthest that a neighbouring pixel is told how far
+CONTEXTS = (2 * NEAR + 2) ** 2  # that the decoder knows of two neighbours
 
 # x_hat of z (B, C, H, W) at levels (B,) float64 on the CPU, for labels (B,) or None; not clamped
 Denoise = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -106,37 +108,36 @@ def bins(x_hat: Tensor) -> Tensor:
     return nearest.clamp(-BEYOND, 255 + BEYOND) + BEYOND
 
 
-def whites(k: Tensor) -> Tensor:
-    """What is known of white before each of the pixels k (B, C, H, W), one of 5^3 numbers.
+def neighbours(k: Tensor, cell: Tensor) -> Tensor:
+    """What pixels before each of the pixels k (B, C, H, W) say of it, one of CONTEXTS numbers.
 
-    MNIST has several whites, 252 to 255, and most images use one or two of them. So three whites
-    are told: of the pixel to the left, of the pixel above, and the last one in reading order.
+    Those are the pixels to the left and above. Along a straight stroke grey levels repeat exactly,
+    so what counts is whether they are as x_hat expects this pixel to be, to a few grey levels.
     """
-    white = (k.long() - 251).clamp(min=0)  # 0: it is no white
-    left, above = F.pad(white, (1, 0))[..., :-1], F.pad(white, (0, 0, 1, 0))[..., :-1, :]
-    flat = white.flatten(2)
-    place = torch.arange(1, flat.shape[2] + 1, device=k.device) * 5 + flat
-    last = place.masked_fill(flat == 0, 0).cummax(dim=2)[0] % 5
-    return (left * 5 + above) * 5 + F.pad(last, (1, 0))[..., :-1].view_as(white)
+    k = k.long()
+    left, above = F.pad(k, (1, 0))[..., :-1], F.pad(k, (0, 0, 1, 0))[..., :-1, :]
+    apart = torch.stack([left, above]) - (cell - BEYOND)
+    left, above = torch.where(apart.abs() <= NEAR, apart + NEAR, 2 * NEAR + 1)
+    return left * (2 * NEAR + 2) + above
 
 
 class Decoder:
-    """p(k | z_0): pixel by pixel in the order of reading, by x_hat(z_0) and the whites before.
+    """p(k | z_0): pixel by pixel in reading order, by x_hat(z_0) and by pixels before.
 
     Any table of probabilities gives a valid bound. This one is counted on training images. A row
     that was seldom seen leans on the row of its bin, and that one on the counts of all pixels.
 
     Attributes:
         by_bin: (bins, 256), p(k | bin of x_hat), each row summing to 1.
-        table: (5^3, bins, 256), p(k | whites before, bin of x_hat).
+        table: (CONTEXTS, bins, 256), p(k | neighbours, bin of x_hat).
     """
 
     def __init__(self, x_hat: Tensor, k: Tensor):
         """x_hat at the lowest level, and the images k, uint8 (N, C, H, W)."""
-        size = 256 + 2 * BEYOND
-        where = (whites(k) * size + bins(x_hat)) * 256 + k.long()
-        counts = torch.bincount(where.flatten(), minlength=125 * size * 256).float()
-        counts = counts.view(125, size, 256)
+        size, cell = 256 + 2 * BEYOND, bins(x_hat)
+        where = (neighbours(k, cell) * size + cell) * 256 + k.long()
+        counts = torch.bincount(where.flatten(), minlength=CONTEXTS * size * 256).float()
+        counts = counts.view(CONTEXTS, size, 256)
 
         def leaning(counts: Tensor, on: Tensor, weight: float) -> Tensor:
             return (counts + weight * on) / (counts.sum(-1, keepdim=True) + weight)
@@ -146,8 +147,9 @@ class Decoder:
         self.table = leaning(counts, self.by_bin, 20)
 
     def nats(self, x_hat: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """-log p(k | z_0) of images k, (B,); and what it is without the whites."""
-        found = self.table[whites(k), bins(x_hat), k.long()], self.by_bin[bins(x_hat), k.long()]
+        """-log p(k | z_0) of images k, (B,); and what it is without the neighbours."""
+        cell, value = bins(x_hat), k.long()
+        found = self.table[neighbours(k, cell), cell, value], self.by_bin[cell, value]
         return tuple(-p.log().double().flatten(1).sum(1) for p in found)
 
 

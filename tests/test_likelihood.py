@@ -189,28 +189,27 @@ def test_every_row_of_the_decoder_sums_to_one():
         torch.testing.assert_close(table.sum(-1), torch.ones(table.shape[:-1]))
 
 
-def test_a_pixel_is_decoded_by_whites_before_it_alone():
+def test_a_pixel_is_decoded_by_pixels_before_it_alone():
     """So the product over pixels is a probability of the image, by the chain rule."""
-    k = torch.randint(240, 256, (1, 1, 6, 6), generator=gen()).to(torch.uint8)
-    before = L.whites(k).flatten()
+    k = torch.randint(100, 104, (1, 1, 6, 6), generator=gen()).to(torch.uint8)
+    bin = torch.full(k.shape, 101 + L.BEYOND)
+    before = L.neighbours(k, bin).flatten()
     for place in range(36):
         changed = k.clone()
-        changed.view(-1)[place] = 0 if k.view(-1)[place] > 251 else 253
-        after = L.whites(changed).flatten()
+        changed.view(-1)[place] = 200
+        after = L.neighbours(changed, bin).flatten()
         assert torch.equal(after[: place + 1], before[: place + 1])
         assert place == 35 or not torch.equal(after, before)
 
 
-def test_whites_are_those_of_left_above_and_last():
-    k = torch.zeros(1, 1, 3, 4, dtype=torch.uint8)
-    k[0, 0, 0, 3], k[0, 0, 1, 1], k[0, 0, 2, 0] = 254, 253, 255
-    seen = L.whites(k)[0, 0]
-    digits = torch.stack([seen // 25, seen // 5 % 5, seen % 5], dim=-1)
-    assert digits[0, 3].tolist() == [0, 0, 0]
-    assert digits[1, 0].tolist() == [0, 0, 3]  # the line above ends in 254
-    assert digits[1, 2].tolist() == [2, 0, 2]
-    assert digits[1, 3].tolist() == [0, 3, 2]
-    assert digits[2, 1].tolist() == [4, 2, 4]
+def test_neighbours_are_told_as_far_as_they_are_near():
+    k = torch.tensor([[7, 11, 0], [90, 10, 0], [0, 13, 14]]).to(torch.uint8).view(1, 1, 3, 3)
+    seen = L.neighbours(k, torch.full(k.shape, 10 + L.BEYOND))[0, 0]
+    left_above = torch.stack([seen // 8 - 3, seen % 8 - 3], dim=-1).tolist()
+    far = 4
+    assert left_above[0] == [[far, far], [-3, far], [1, far]]
+    assert left_above[1] == [[far, -3], [far, 1], [0, far]]
+    assert left_above[2] == [[far, far], [far, 0], [3, far]]
 
 
 def test_the_flow_has_the_density_of_a_gaussian():
