@@ -206,12 +206,13 @@ def validate_likelihood(cfg: EvalConfig, device: torch.device) -> None:
     train, test = (
         load_dataset(model.config.dataset, data_dir, split, test_dir) for split in ("train", "test")
     )
-    options = {"count": cfg.num_samples, "flow": cfg.flow, "seed": cfg.seed}
+    options = {"count": cfg.num_samples, "flow": cfg.flow}
+    options |= {name: getattr(cfg, name) for name in ("seed", "precision", "batch_size")}
     scores = {
         "model": str(path),
         "model_hash": content_hash(path.read_bytes()),
         "arithmetic": arithmetic(device, cfg.precision),
-        **measure(model, train, test, precision=cfg.precision, **options),
+        **measure(model, train, test, **options),
     }
     deciding = [scores[key] for key in ("model_hash", "reference_hash", "seed", "arithmetic")]
     digest = content_hash(json.dumps([*deciding, cfg.flow]).encode())[:6]

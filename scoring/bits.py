@@ -35,7 +35,7 @@ def some(data: Dataset, count: int, seed: int, labelled: bool) -> tuple[Tensor, 
 def per_dim(nats: Tensor, size: int) -> tuple[float, float]:
     """The mean in bits per dimension, and its standard error over images (N,) of `size` values."""
     bits = nats.double() / math.log(2) / size
-    return bits.mean().item(), (bits.std() / len(bits) ** 0.5).item()
+    return bits.mean().item(), (bits.var(correction=0) / max(len(bits) - 1, 1)).sqrt().item()
 
 
 def measure(
@@ -47,6 +47,7 @@ def measure(
     flow: int,
     seed: int,
     precision: str,
+    batch_size: int | None = None,
 ) -> dict:
     """The content of the JSON file: bits/dim of `count` test images, and what they are made of.
 
@@ -55,15 +56,16 @@ def measure(
     """
     if model.few_step:
         raise UserError(
-            "--likelihood: a distilled network denoises at a few levels alone, and a bound asks at"
-            " all; must be a network that was not distilled"
+            "--likelihood: a distilled network denoises at a few levels only, and the bound needs"
+            " all of them; must be a network that was not distilled"
         )
     labelled, size = model.net.num_classes > 0, math.prod(model.data.shape)
     known, told = some(train, FITTED_ON, seed, labelled)
     images, labels = some(test, count, seed, labelled)
     sigmas = model.diffusion.schedule.sigmas
     denoise = denoiser_of(model, precision)
-    fitted = Likelihood(denoise, sigmas, known, told, seed=seed, device=model.device)
+    options = {"seed": seed, "device": model.device, "batch_size": batch_size}
+    fitted = Likelihood(denoise, sigmas, known, told, **options)
     bound = fitted.bound(images, labels)
     label = label_nats(model, labels, len(images))
     found = {"n": len(images), "reference_hash": image_hash(images), "seed": seed}

@@ -189,8 +189,10 @@ class Likelihood:
         *,
         seed: int = 0,
         device="cpu",
+        batch_size: int | None = None,
     ):
         self.denoise, self.seed, self.device = denoise, seed, torch.device(device)
+        self.batch_size = batch_size or sampling_batch(self.device)
         even, lowest = Levels(sigmas), sigmas[:1].expand(len(images), 1)
         order = torch.randperm(len(images), generator=generator(Stream.ORDER, seed, 1))
         u = (order + 0.5).double() / len(images)
@@ -211,7 +213,7 @@ class Likelihood:
         Each image is seen at its levels sigma (N, M), with fresh noise for each, by `step`.
         """
         draws = sigma.shape[1]
-        size = max(1, sampling_batch(self.device) // draws)
+        size = max(1, self.batch_size // draws)
         with tqdm(total=len(images), desc=what, unit="img") as bar:
             for start in range(0, len(images), size):
                 numbers = range(start, min(start + size, len(images)))
