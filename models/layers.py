@@ -99,14 +99,15 @@ class Conditioning(nn.Module):
 class Stem(nn.Conv2d):
     """The first convolution: of the image as 2x2 blocks of pixels, C x H x W -> width x H/2 x W/2.
 
-    With `fourier` = n, it also sees sines and cosines of each pixel, in n octaves down to a period
-    of one grey level, 2/255 (Kingma et al. 2021, section 3.4). Likelihoods need them: neighbouring
-    grey levels must be told apart, which look the same to other networks.
+    With `fourier` = n, it also sees sines and cosines of each pixel, with periods of 1, 2, 4, ...
+    grey levels, n in all (Kingma et al. 2021, section 3.4). Likelihoods need them: neighbouring
+    grey levels must be told apart, which look the same to other networks. The first sine is, up to
+    a factor, how far a slightly noisy pixel is from the nearest grey level.
     """
 
     def __init__(self, in_channels: int, width: int, fourier: int = 0):
         super().__init__(4 * in_channels * (1 + 2 * fourier), width, 3, padding=1)
-        self.frequencies = [math.pi * 2**n for n in range(9 - fourier, 9)]
+        self.frequencies = [255 * math.pi / 2**octave for octave in range(fourier)]
 
     def forward(self, x_t: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, width, H/2, W/2)."""

@@ -108,11 +108,11 @@ def test_waves_are_more_inputs_of_the_stem_and_change_no_other_shape(model_type,
 
 
 def test_waves_tell_neighbouring_grey_levels_apart():
-    """Half a grey level turns the fastest wave round, and leaves the pixel what it is."""
+    """Half a grey level turns the first wave round, and a whole one is its period."""
     stem, grey = Stem(1, 1, fourier=2), torch.zeros(1, 1, 2, 2)
     with torch.no_grad():
-        stem.weight.zero_()[:, -4:, 1, 1] = 1  # the four pixels' cosine of 2^8 pi x
+        stem.weight.zero_()[:, 8:12, 1, 1] = 1  # the four pixels' cosine of the first wave
         stem.bias.zero_()
     assert stem(grey).item() == pytest.approx(4)
-    assert stem(grey + 1 / 256).item() == pytest.approx(-4, abs=1e-3)
-    assert stem(grey + 2 / 256).item() == pytest.approx(4, abs=1e-3)
+    assert stem(grey + 1 / 255).item() == pytest.approx(-4, abs=1e-3)
+    assert stem(grey + 2 / 255).item() == pytest.approx(4, abs=1e-3)
