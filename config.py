@@ -15,6 +15,7 @@ HALVES = ("left", "right", "top", "bottom")
 DEVICES = ("auto", "cuda", "mps", "cpu")
 INCEPTION_DIMS = (64, 192, 768, 2048)
 PRECISIONS = ("auto", "fp32", "bf16")
+LOSS_WEIGHTS = ("prediction", "bound")
 
 # Names that another room defines, read there when a command line is parsed: a new network, sampler
 # or data set is one entry in its own table, and its flag knows it.
@@ -68,6 +69,7 @@ class TrainConfig:
     teacher: str | None = setting(None, "checkpoint to distil: to draw in one call what it draws")
     model_type: str = setting("unet", "noise predictor", choices=MODELS)
     width: int | None = setting(None, "base channels; default 64, resnet 96", low=4, high=1024)
+    fourier: int = setting(0, "octaves of sines of the pixels as inputs too", low=0, high=8)
     class_conditional: bool = setting(True, "tell the network which class an image is of")
     label_dropout: float = setting(0.05, "share of labels hidden for guidance", low=0, high=1)
 
@@ -77,6 +79,10 @@ class TrainConfig:
     t_mean: float = setting(0.0, "mean of logit(t / T) in training", low=-10, high=10)
     t_std: float = setting(1.0, "standard deviation of logit(t / T)", above=0, high=10)
     t_even: float = setting(0.25, "share of the batch with t drawn evenly instead", low=0, high=1)
+
+    loss_weight: str = setting(
+        "prediction", "of errors; bound: what they cost in bits/dim", choices=LOSS_WEIGHTS
+    )
 
     dataset: str = setting("mnist", "what to learn", choices=DATASETS)
     data_dir: str = setting(DATA_DIR, "where the data is, or is downloaded to; folder: the images")
@@ -207,6 +213,8 @@ class EvalConfig(SamplingConfig):
     dims: int = setting(2048, "Inception layer", choices=INCEPTION_DIMS)
     memorization: bool = setting(False, "look for copies of training images")
     tstr: bool = setting(False, "train on synthetic, test on real (class-conditional models)")
+    likelihood: bool = setting(False, "bits/dim of --num_samples test images, and no samples")
+    flow: int = setting(0, "--likelihood: of so many images by the probability flow too", low=0)
     device: str = setting("auto", "where to compute", choices=DEVICES)
     dataset: str | None = setting(None, "reference for --images; default mnist", choices=DATASETS)
     data_dir: str | None = setting(

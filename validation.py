@@ -17,6 +17,7 @@ import torch
 from config import DATA_DIR, EvalConfig, UserError, parse
 from models.trained import TrainedModel, load_trained
 from sampling.draw import count_evaluated, draw_images, labels_for, resolve
+from scoring.bits import measure, print_bits
 from scoring.evaluation import Candidate, Scorer
 from scoring.features import check_features, load_features
 from scoring.metrics import METRICS, NEAREST_K
@@ -33,7 +34,7 @@ from utils.provenance import provenance
 from utils.random import Stream, generator
 from utils.script import run
 from utils.tensorboard_logger import TensorBoardLogger
-from utils.visualization import plot_curve, plot_scores, save_figure
+from utils.visualization import plot_bits, plot_curve, plot_scores, save_figure
 
 
 def find_models(cfg: EvalConfig) -> list[Path]:
@@ -56,7 +57,8 @@ def load_model(cfg: EvalConfig, path: Path, device: torch.device) -> TrainedMode
         raise UserError(f"--model_type {cfg.model_type}: {path} holds a {model.config.model_type}")
     if cfg.dataset and cfg.dataset != model.data.name:
         raise UserError(f"--dataset {cfg.dataset}: {path} was trained on {model.data.name}")
-    check_features(cfg.features, model.data.shape, f"--path_to_model {path}")
+    if not cfg.likelihood:
+        check_features(cfg.features, model.data.shape, f"--path_to_model {path}")
     return model
 
 
@@ -204,25 +206,72 @@ def validate_all(cfg: EvalConfig, device: torch.device) -> None:
     print(f"\nwritten to       {path}")
 
 
-def main() -> None:
-    cfg = parse(EvalConfig, "Score a model, or any images, against real ones.")
-    if cfg.images:
-        for flag in ("path_to_model", "validate_all", *cfg.carried()):
-            if getattr(cfg, flag):
-                raise UserError(f"--images and --{flag}: give one of them")
-    if cfg.seeds > 1 and (cfg.images or cfg.validate_all):
-        raise UserError(f"--seeds {cfg.seeds}: needs one model, no --images and no --validate_all")
+def validate_likelihood(cfg: EvalConfig, device: torch.device) -> None:
+    """Bits per dimension of a model on the test set of its data; table, JSON and figure."""
+    path = find_models(cfg)[0]
+    model = load_model(cfg, path, device)
+    if not distributed.is_first():
+        return
+    data_dir = cfg.data_dir or model.config.data_dir
+    test_dir = cfg.test_dir or model.config.test_dir
+    train, test = (
+        load_dataset(model.config.dataset, data_dir, split, test_dir, held_out=cfg.held_out)
+        for split in ("train", "test")
+    )
+    options = {"count": cfg.num_samples, "flow": cfg.flow}
+    options |= {name: getattr(cfg, name) for name in ("seed", "precision", "batch_size")}
+    scores = {
+        "model": str(path),
+        "model_hash": content_hash(path.read_bytes()),
+        "arithmetic": arithmetic(device, cfg.precision),
+        **measure(model, train, test, **options),
+        "provenance": provenance(device),
+    }
+    deciding = [scores[key] for key in ("model_hash", "reference_hash", "seed", "arithmetic")]
+    digest = content_hash(json.dumps([*deciding, cfg.flow]).encode())[:6]
+    name = f"likelihood_{path.stem}_{scores['n']}_{digest}.json"
+    folder = Path("outputs") / (cfg.experiment_name or path.parent.name)
+    written = Path(cfg.json) if cfg.json else folder / name
+    write_atomically(written, (json.dumps(scores, indent=2) + "\n").encode())
+    save_figure(written.with_suffix(".png"), plot_bits(scores))
+    print_bits(scores)
+    print(f"\nwritten to       {written}")
+
+
+def check_flags(cfg: EvalConfig) -> None:
+    """Raises UserError where flags do not go together."""
+    if cfg.flow and not cfg.likelihood:
+        raise UserError(f"--flow {cfg.flow}: needs --likelihood")
+    apart = {"images": ("path_to_model", "likelihood", "validate_all", *cfg.carried())}
+    apart["likelihood"] = ("validate_all", "reference_images", "memorization", "tstr")
+    apart["likelihood"] += tuple(cfg.carried())
+    for flag, others in apart.items():
+        for other in others:
+            if getattr(cfg, flag) and getattr(cfg, other):
+                raise UserError(f"--{flag} and --{other}: give one of them")
+    if cfg.seeds > 1 and (cfg.images or cfg.likelihood or cfg.validate_all):
+        raise UserError(
+            f"--seeds {cfg.seeds}: needs one model, no --images, --likelihood or --validate_all"
+        )
     if cfg.seed + cfg.seeds > 2**63:
         raise UserError(f"--seeds {cfg.seeds}: the last of them would be above 2^63 - 1")
     if cfg.held_out and cfg.reference_images:
         raise UserError("--held_out and --reference_images: give one of them")
     if cfg.validate_all and (cfg.path_to_model or not cfg.experiment_name):
         raise UserError("--validate_all: needs --experiment_name and no --path_to_model")
+
+
+def main() -> None:
+    cfg = parse(EvalConfig, "Score a model, or any images, against real ones.")
+    check_flags(cfg)
     if cfg.json:
         check_output(cfg.json, "--json", (".json",))
     device = pick_device(cfg.device)
     with distributed.joined(device):
-        (validate_all if cfg.validate_all else validate_one)(cfg, device)
+        if cfg.likelihood:
+            validate_likelihood(cfg, device)
+        else:
+            (validate_all if cfg.validate_all else validate_one)(cfg, device)
 
 
 if __name__ == "__main__":

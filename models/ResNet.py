@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.layers import Conditioning, LayerNorm2d, NoisePredictor, ResidualBlock, zero_init
+from models.layers import Conditioning, LayerNorm2d, NoisePredictor, ResidualBlock, Stem, zero_init
 
 
 class ResNet(NoisePredictor):
@@ -18,13 +18,21 @@ class ResNet(NoisePredictor):
         width: channels of every block.
         num_classes: 0, or the number of labels (label `num_classes` is then the null label).
         depth: number of residual blocks.
+        fourier: octaves of sines of the pixels, see `Stem`.
     """
 
-    def __init__(self, in_channels: int = 1, width: int = 96, num_classes: int = 0, depth: int = 7):
+    def __init__(
+        self,
+        in_channels: int = 1,
+        width: int = 96,
+        num_classes: int = 0,
+        depth: int = 7,
+        fourier: int = 0,
+    ):
         super().__init__(num_classes)
         self.critic_layers = tuple(f"blocks.{k}" for k in range(depth - 1, -1, -2))
         self.condition = Conditioning(2 * width, num_classes)
-        self.stem = nn.Conv2d(4 * in_channels, width, 3, padding=1)
+        self.stem = Stem(in_channels, width, fourier)
         self.blocks = nn.ModuleList(
             ResidualBlock(width, width, 2 * width, dilation=2 ** (k % 3)) for k in range(depth)
         )
@@ -34,7 +42,7 @@ class ResNet(NoisePredictor):
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """x_t (B, C, H, W), t (B,) in [0, T - 1], y (B,) labels or None -> (B, C, H, W)."""
         c = self.condition(t, y)
-        h = self.stem(F.pixel_unshuffle(x_t, 2))  # (B, width, H/2, W/2)
+        h = self.stem(x_t)  # (B, width, H/2, W/2)
         for block in self.blocks:
             h = block(h, c)
         return F.pixel_shuffle(self.head(F.silu(self.norm(h))), 2)

@@ -16,7 +16,8 @@ MODELS = {
 
 def build_model(cfg: TrainConfig, data: DatasetInfo) -> nn.Module:
     """The untrained noise predictor that `cfg` describes, for images and labels like `data`."""
-    options = {} if cfg.width is None else {"width": cfg.width}
+    asked = {"width": cfg.width, "fourier": cfg.fourier}
+    options = {name: value for name, value in asked.items() if value}
     num_classes = data.num_classes if cfg.class_conditional else 0
     network = named(MODELS[cfg.model_type])
     return network(in_channels=data.channels, num_classes=num_classes, **options)
@@ -25,4 +26,5 @@ def build_model(cfg: TrainConfig, data: DatasetInfo) -> nn.Module:
 def build_diffusion(cfg: TrainConfig, device="cpu") -> Diffusion:
     """The process that `cfg` describes."""
     schedule = NoiseSchedule(cfg.schedule, cfg.timesteps)
-    return Diffusion(schedule, cfg.prediction, cfg.t_mean, cfg.t_std, cfg.t_even, device=device)
+    options = {name: getattr(cfg, name) for name in ("t_mean", "t_std", "t_even", "loss_weight")}
+    return Diffusion(schedule, cfg.prediction, **options, device=device)

@@ -5,6 +5,7 @@ It owns no network and no sampler. The three meet in one line:
     x = sample_ddim(diffusion.denoiser(net, labels, guidance), x, sigmas, noise)
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -45,12 +46,16 @@ class Diffusion:
         t_mean: float = 0.0,
         t_std: float = 1.0,
         t_even: float = 0.0,
+        loss_weight: str = "prediction",
         device="cpu",
     ):
         self.schedule, self.t_mean, self.t_std, self.t_even = schedule, t_mean, t_std, t_even
         self.target, self.to_x0 = TARGETS[prediction], TO_X0[prediction]
         self.sqrt_alpha_bar = schedule.alpha_bar.sqrt().float().to(device)
         self.sqrt_one_minus_alpha_bar = (1 - schedule.alpha_bar).sqrt().float().to(device)
+        self.weight = None
+        if loss_weight == "bound":
+            self.weight = self.bound_weights(prediction).float().to(device)
 
     def draw_t(self, batch: int, generator: torch.Generator) -> Tensor:
         """Timesteps (B,) int64 to train at: t / T is a sigmoid of N(t_mean, t_std^2), or even.
@@ -68,6 +73,24 @@ class Diffusion:
         normal = 2**0.5 * torch.erfinv((2 * rest - 1).clamp(-1 + 1e-6, 1 - 1e-6))
         t = torch.where(even < 1, even, torch.sigmoid(self.t_mean + self.t_std * normal))
         return (t * self.schedule.timesteps).long().clamp(max=self.schedule.timesteps - 1)
+
+    def t_shares(self) -> Tensor:
+        """The probability of each timestep in `draw_t`, (T,) float64."""
+        upto = torch.linspace(0, 1, self.schedule.timesteps + 1, dtype=torch.float64)
+        normal = torch.special.ndtr((torch.logit(upto) - self.t_mean) / self.t_std)
+        return (self.t_even * upto + (1 - self.t_even) * normal).diff()
+
+    def bound_weights(self, prediction: str) -> Tensor:
+        """(T,) float64: with them, the loss is the likelihood bound's diffusion part in bits/dim.
+
+        That is Kingma et al. 2021, eq. 13: the sum over t of 1/2 (SNR(t-1) - SNR(t)) times the
+        error of x0_hat. Of t = 0 it knows nothing; it is given as much as if levels went on below.
+        """
+        alpha_bar, sigmas = self.schedule.alpha_bar, self.schedule.sigmas
+        below = torch.cat([sigmas[:1] ** 2 / sigmas[1], sigmas[:-1]])
+        of_x0 = (below**-2 - sigmas**-2) / 2 / math.log(2) / self.t_shares()
+        to_x0 = {"eps": sigmas**2, "v": 1 - alpha_bar, "x0": torch.ones_like(sigmas)}
+        return of_x0 * to_x0[prediction]
 
     def loss(
         self,
@@ -103,6 +126,8 @@ class Diffusion:
         x0_hat = self.to_x0(prediction, x_t, a, s)
         error = prediction - self.target(x0, eps, a, s)
         error = error.masked_fill((x0.abs() == 1) & (x0_hat * x0 > 1), 0.0)
+        if self.weight is not None:
+            return (self.weight[t].view(-1, 1, 1, 1) * error.square()).mean()
         return error.square().mean()
 
     def denoiser(

@@ -22,8 +22,8 @@ def timestep_embedding(t: Tensor, dim: int) -> Tensor:
 class NoisePredictor(nn.Module):
     """The base of every network: what others must know of one, declared by itself.
 
-    A network is made as Network(in_channels=C, num_classes=K), with `width` where it is asked for,
-    and called as net(x_t, t, y), see `Diffusion`.
+    A network is made as Network(in_channels=C, num_classes=K), with `width` and `fourier` (see
+    `Stem`) where they are asked for, and called as net(x_t, t, y), see `Diffusion`.
 
     Attributes:
         num_classes: 0, or the number of labels (label `num_classes` is then the null label).
@@ -94,6 +94,25 @@ class Conditioning(nn.Module):
         elif y is not None:
             raise ValueError("this network is unconditional: y must be None")
         return F.silu(c)
+
+
+class Stem(nn.Conv2d):
+    """The first convolution: of the image as 2x2 blocks of pixels, C x H x W -> width x H/2 x W/2.
+
+    With `fourier` = n, it also sees sines and cosines of each pixel, with periods of 1, 2, 4, ...
+    grey levels, n in all (Kingma et al. 2021, section 3.4). Likelihoods need them: neighbouring
+    grey levels must be told apart, which look the same to other networks. The first sine is, up to
+    a factor, how far a slightly noisy pixel is from the nearest grey level.
+    """
+
+    def __init__(self, in_channels: int, width: int, fourier: int = 0):
+        super().__init__(4 * in_channels * (1 + 2 * fourier), width, 3, padding=1)
+        self.frequencies = [255 * math.pi / 2**octave for octave in range(fourier)]
+
+    def forward(self, x_t: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, width, H/2, W/2)."""
+        waves = [wave(f * x_t) for f in self.frequencies for wave in (torch.sin, torch.cos)]
+        return super().forward(F.pixel_unshuffle(torch.cat([x_t, *waves], dim=1), 2))
 
 
 class LayerNorm2d(nn.LayerNorm):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.layers import Conditioning, LayerNorm2d, NoisePredictor, ResidualBlock, zero_init
+from models.layers import Conditioning, LayerNorm2d, NoisePredictor, ResidualBlock, Stem, zero_init
 
 
 class Attention(nn.Module):
@@ -45,15 +45,18 @@ class UNet(NoisePredictor):
         in_channels: image channels C.
         width: channels at half size; twice as many at a quarter.
         num_classes: 0, or the number of labels (label `num_classes` is then the null label).
+        fourier: octaves of sines of the pixels, see `Stem`.
     """
 
     critic_layers = ("down1", "down2", "middle2", "up1")
 
-    def __init__(self, in_channels: int = 1, width: int = 64, num_classes: int = 0):
+    def __init__(
+        self, in_channels: int = 1, width: int = 64, num_classes: int = 0, fourier: int = 0
+    ):
         super().__init__(num_classes)
         cond_dim, deep = 2 * width, 2 * width
         self.condition = Conditioning(cond_dim, num_classes)
-        self.stem = nn.Conv2d(4 * in_channels, width, 3, padding=1)
+        self.stem = Stem(in_channels, width, fourier)
         self.down1 = ResidualBlock(width, width, cond_dim)
         self.downsample = nn.Conv2d(width, width, 3, stride=2, padding=1)
         self.down2 = ResidualBlock(width, deep, cond_dim)
@@ -69,7 +72,7 @@ class UNet(NoisePredictor):
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """x_t (B, C, H, W), t (B,) in [0, T - 1], y (B,) labels or None -> (B, C, H, W)."""
         c = self.condition(t, y)
-        h1 = self.down1(self.stem(F.pixel_unshuffle(x_t, 2)), c)  # (B, width, H/2, W/2)
+        h1 = self.down1(self.stem(x_t), c)  # (B, width, H/2, W/2)
         h2 = self.down2(self.downsample(h1), c)  # (B, deep, H/4, W/4)
         h = self.middle2(self.middle1(self.attention(h2), c), c)
         h = self.up2(torch.cat([h, h2], dim=1), c)

@@ -1,5 +1,6 @@
 """Everything that can be asked of a set of images: scores, classes, copies, usefulness."""
 
+import json
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,17 +11,40 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoring import classifier
 from scoring.classifier import DigitClassifier, accuracy, reads, train_classifier
 from scoring.diagnosis import Nearness, Sorted, class_floors, class_table, confusion_matrix
 from scoring.estimate import Estimate, beside
-from scoring.features import FeatureNetwork, MNISTFeatures, extract
+from scoring.features import CACHE, FeatureNetwork, MNISTFeatures, extract
 from scoring.metrics import METRICS
-from scoring.yardstick import Yardstick, stand_ins
+from scoring.yardstick import Yardstick, content_hash, image_hash, stand_ins
 from utils.data_loader import Dataset, DatasetInfo
+from utils.files import write_atomically
 from utils.image_checks import suspicions
 from utils.visualization import plot_nearness, save_figure
 
-TSTR_STEPS = 1000  # of training each of the two classifiers
+TSTR_STEPS = 4700  # of training a classifier: 12 epochs of 50,000 images
+TSTR_SEEDS = 3  # classifiers for each of the two sets
+
+
+def learnt_accuracy(
+    images: Tensor, labels: Tensor, test: Dataset, seed: int, device: torch.device
+) -> float:
+    """Accuracy on `test` of a classifier that learnt from images and labels.
+
+    It is kept on disk, by the content of all that decides it, and found there the next time.
+    """
+    classes = test.info.num_classes
+    key = [content_hash(Path(classifier.__file__).read_bytes()), TSTR_STEPS, seed, classes]
+    key += [image_hash(x) for x in (images, labels, test.images, test.labels)]
+    path = CACHE / f"tstr_{content_hash(repr(key).encode())}.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    options = {"epochs": -(-TSTR_STEPS // max(1, len(images) // 128)), "num_classes": classes}
+    net = train_classifier(images, labels, device, **options, seed=seed)
+    found = accuracy(net, test.images, test.labels, device)
+    write_atomically(path, json.dumps(found).encode())
+    return found
 
 
 @dataclass
@@ -158,8 +182,9 @@ class Scorer:
     def usefulness(self, candidate: Candidate) -> dict:
         """Train on synthetic, test on real (Esteban et al. 2017), beside train on real.
 
-        One classifier learns from the samples and the labels they were asked to be, the other from
-        as many training images; both for the same number of steps, however few images there are.
+        Some classifiers learn from the samples and the labels they were asked to be, others from
+        as many training images; all for the same number of steps, however few images there are.
+        `_spread` is the standard deviation over the seeds of classifiers.
         """
         train, test = self.real("train"), self.real("test")
         count = min(len(candidate.images), len(train.images))
@@ -167,17 +192,14 @@ class Scorer:
             "tstr_accuracy": (candidate.images, candidate.labels),
             "tstr_accuracy_real": (stand_ins(train.images, count), stand_ins(train.labels, count)),
         }
-        options = {"epochs": -(-TSTR_STEPS // max(1, count // 128))}
-        options["num_classes"] = self.data.num_classes
-        return {
-            key: accuracy(
-                train_classifier(*pair, self.device, **options),
-                test.images,
-                test.labels,
-                self.device,
-            )
-            for key, pair in sets.items()
-        }
+        found = {}
+        for key, pair in sets.items():
+            accuracies = [
+                learnt_accuracy(*pair, test, seed, self.device) for seed in range(TSTR_SEEDS)
+            ]
+            found[key] = statistics.mean(accuracies)
+            found[f"{key}_spread"] = statistics.stdev(accuracies)
+        return found
 
 
 def mean_of(results: list) -> Any:

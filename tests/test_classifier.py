@@ -3,8 +3,10 @@ from pathlib import Path
 
 import torch
 
+from scoring import evaluation
 from scoring.classifier import DigitClassifier, accuracy, train_classifier
-from utils.data_loader import DATASETS, load_dataset
+from tests.conftest import DIGITS
+from utils.data_loader import DATASETS, Dataset, load_dataset
 from utils.synthetic import synthetic_digits
 
 CPU = torch.device("cpu")
@@ -37,3 +39,23 @@ def test_the_command_writes_the_classifier_that_it_tells_of(cli, monkeypatch):
     share = accuracy(net.eval(), test.images, test.labels, CPU)
     digest = hashlib.sha256(Path("out/net.pth").read_bytes()).hexdigest()
     assert stdout == f"test accuracy {share:.2%}\nout/net.pth: SHA-256 {digest}\n"
+
+
+def test_what_a_classifier_has_learnt_is_found_again_and_by_its_content_alone(monkeypatch):
+    images, labels = synthetic_digits(100, seed=1)
+    test, trained = Dataset(*synthetic_digits(50, seed=2), DIGITS), []
+
+    def counted(*given, **options):
+        trained.append(options["seed"])
+        return train_classifier(*given, **options)
+
+    monkeypatch.setattr(evaluation, "TSTR_STEPS", 2)
+    monkeypatch.setattr(evaluation, "train_classifier", counted)
+
+    def learnt(labels, seed):
+        return evaluation.learnt_accuracy(images, labels, test, seed, CPU)
+
+    assert learnt(labels, 0) == learnt(labels.clone(), 0)
+    learnt(labels, 1)
+    learnt(labels.flip(0), 1)
+    assert trained == [0, 1, 1]

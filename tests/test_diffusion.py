@@ -118,6 +118,41 @@ def test_a_network_is_given_float32_and_its_own_precision_is_undone():
     torch.testing.assert_close(x0_hat, (a * a * x0 - sigma * a * rounded).clamp(-1, 1))
 
 
+@pytest.mark.parametrize("even", [0.0, 0.3, 1.0])
+def test_the_shares_of_timesteps_are_those_that_are_drawn(even):
+    diffusion = Diffusion(SCHEDULE, "v", t_mean=-0.5, t_std=0.8, t_even=even)
+    t = torch.cat([diffusion.draw_t(1000, gen(seed)) for seed in range(50)])
+    drawn, shares = torch.bincount(t, minlength=50) / len(t), diffusion.t_shares()
+    assert shares.sum().item() == pytest.approx(1)
+    assert (drawn - shares).abs().max() < 5e-4
+
+
+@pytest.mark.parametrize("prediction", D.TARGETS)
+def test_weighted_for_the_bound_the_loss_is_its_diffusion_part(prediction):
+    """In bits/dim: 1/2 (SNR(t-1) - SNR(t)) |x - x_hat|^2 over all t, here of an x_hat of 0.1."""
+    schedule = NoiseSchedule("loglinear", 50)
+    options = {"t_mean": -0.4, "t_even": 0.5, "loss_weight": "bound"}
+    diffusion = Diffusion(schedule, prediction, **options)
+    x0 = torch.full((50, 1, 2, 2), 0.4)
+    eps = torch.randn(x0.shape, generator=gen())
+    a = diffusion.sqrt_alpha_bar.view(-1, 1, 1, 1).double()
+    s = diffusion.sqrt_one_minus_alpha_bar.view(-1, 1, 1, 1).double()
+    x_t = a * x0 + s * eps
+    predictions = D.TARGETS[prediction](torch.full_like(x_t, 0.1), (x_t - a * 0.1) / s, a, s)
+    terms = torch.stack(
+        [
+            diffusion.loss_at(
+                lambda x, t, y: predictions[t.long()], x0[t : t + 1], None, level, eps[t : t + 1]
+            )
+            for t, level in enumerate(torch.arange(50).view(50, 1))
+        ]
+    )
+    found = (diffusion.t_shares() * terms)[1:].sum().item()
+    snr = schedule.sigmas**-2
+    expected = (snr[0] - snr[-1]).item() / 2 * 0.3**2 / 0.6931472
+    assert found == pytest.approx(expected, rel=0.01)
+
+
 def test_the_denoiser_of_an_oracle_is_exact():
     x0 = torch.rand(3, 1, 8, 8, generator=gen()) * 2 - 1
     eps = torch.randn(3, 1, 8, 8, generator=gen(1))

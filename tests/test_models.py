@@ -3,7 +3,7 @@ import torch
 
 from config import TrainConfig
 from models import MODELS, build_model
-from models.layers import timestep_embedding
+from models.layers import Stem, timestep_embedding
 from tests.conftest import DIGITS
 from utils.data_loader import DatasetInfo
 
@@ -96,3 +96,23 @@ def test_a_network_says_which_of_its_parts_are_outer(model_type):
     net = build_model(TrainConfig(model_type=model_type, width=8), DIGITS)
     sizes = {tuple(net.get_submodule(name).weight.shape)[:2] for name in net.outer}
     assert sizes == {(8, 4), (4, 8), (11, 16)}
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+def test_waves_are_more_inputs_of_the_stem_and_change_no_other_shape(model_type, batch):
+    plain = build_model(TrainConfig(model_type=model_type, width=8), DIGITS)
+    net = busy(TrainConfig(model_type=model_type, width=8, fourier=3))
+    differing = {k for k, v in net.state_dict().items() if v.shape != plain.state_dict()[k].shape}
+    assert differing == {"stem.weight"} and net.stem.in_channels == 4 * 7
+    assert net(*batch).shape == batch[0].shape
+
+
+def test_waves_tell_neighbouring_grey_levels_apart():
+    """Half a grey level turns the first wave round, and a whole one is its period."""
+    stem, grey = Stem(1, 1, fourier=2), torch.zeros(1, 1, 2, 2)
+    with torch.no_grad():
+        stem.weight.zero_()[:, 8:12, 1, 1] = 1  # the four pixels' cosine of the first wave
+        stem.bias.zero_()
+    assert stem(grey).item() == pytest.approx(4)
+    assert stem(grey + 1 / 255).item() == pytest.approx(-4, abs=1e-3)
+    assert stem(grey + 2 / 255).item() == pytest.approx(4, abs=1e-3)

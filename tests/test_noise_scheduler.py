@@ -33,6 +33,12 @@ def test_linear_has_the_betas_of_ho_et_al(timesteps):
     torch.testing.assert_close(betas, expected, atol=1e-12, rtol=0)
 
 
+def test_loglinear_has_log_sigma_in_even_steps_from_far_below_a_grey_level():
+    steps = NoiseSchedule("loglinear", 300).sigmas.log().diff()
+    torch.testing.assert_close(steps, steps[0].expand(299), atol=1e-9, rtol=0)
+    assert NoiseSchedule("loglinear", 300).sigmas[0].item() == pytest.approx(0.001)
+
+
 def test_linear_ends_in_the_same_noise_for_any_length():
     last = [NoiseSchedule("linear", n).alpha_bar[-1].log().item() for n in (300, 1000)]
     assert abs(last[0] / last[1] - 1) < 0.02

@@ -126,7 +126,7 @@ def test_conditional_training_and_labels(cli, refuses, monkeypatch, small_synthe
         assert cli("generate", *draw, *flags)[0] == 0
     learnt = []
 
-    def quickly(images, labels, device, epochs, num_classes):
+    def quickly(images, labels, device, epochs, num_classes, seed):
         learnt.append((images, labels))
         return DigitClassifier().eval()
 
@@ -140,7 +140,11 @@ def test_conditional_training_and_labels(cli, refuses, monkeypatch, small_synthe
     confusion = torch.tensor(scores["confusion"])
     assert scores["agreement"] == pytest.approx(confusion.trace().item() / 100)
     assert 0 <= scores["tstr_accuracy"] <= 1 and 0 <= scores["tstr_accuracy_real"] <= 1
-    (samples, asked), (real, labels) = learnt  # both with the labels that belong to them
+    assert len(learnt) == 6  # of three seeds each
+    (samples, asked), (real, labels) = (
+        learnt[0],
+        learnt[3],
+    )  # both with the labels that belong to them
     assert samples.shape == real.shape
     model = load_trained("checkpoints/c/model_epoch_0.pth", "cpu")
     assert asked.tolist() == labels_for(model, 100, seed=0).tolist()

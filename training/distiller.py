@@ -20,7 +20,7 @@ SAMPLING = {"sampler": FEW_STEP_SAMPLER, "steps": 1, "spacing": "fewstep", "guid
 TUNING = 0.4  # share of the run for consistency tuning: matching needs a student that draws digits
 
 INHERITED = ("model_type", "width", "class_conditional", "timesteps", "schedule", "prediction")
-INHERITED += ("t_mean", "t_std", "t_even", "dataset", "held_out")
+INHERITED += ("t_mean", "t_std", "t_even", "dataset", "held_out", "fourier")
 # Nothing is guided, so no label is hidden. The weights are good: a small rate keeps what they know.
 DEFAULTS = {"label_dropout": 0.0, "lr": 1e-3, "weight_decay": 0.0, "ema_length": 0.1}
 

@@ -190,7 +190,7 @@ def train(trainer: Trainer, data: Dataset, watch: Callable[[Run], None] = lambda
                 distributed.of_first(None)  # until it has written: where one ends, all end
                 if first:
                     print(f"stopped: {path} is saved, and the same command goes on from it")
-                raise SystemExit(128 + run.stopped)
+                raise SystemExit(128 + int(run.stopped))
             if logger:
                 draw_progress(run, outputs, logger)
         if logger:
@@ -223,10 +223,9 @@ def train_epoch(
         now = time.monotonic()
         minutes, show = minutes_before + (now - start) / 60, now - shown > SHOW_EVERY
         # at one step all processes do the same, whatever their clocks say and whom a signal reached
-        run.minutes, stopped, show, save = distributed.largest(
+        run.minutes, run.stopped, show, save = distributed.largest(
             minutes, stop.received, show, run.save_is_due
         )
-        run.stopped = int(stopped)
         over = run.progress >= 1 or run.stopped
         log = over or run.step % LOG_EVERY == 0 or run.step % run.steps_per_epoch == 0
         if log or show:

@@ -32,8 +32,20 @@ def linear_alpha_bar(timesteps: int) -> torch.Tensor:
     return torch.cumprod(1 - betas.clamp(max=0.999), dim=0)
 
 
+def loglinear_alpha_bar(timesteps: int) -> torch.Tensor:
+    """alpha_bar_t, t = 0..T-1, for log sigma rising linearly.
+
+    That is a linear gamma(t) in Kingma et al. 2021, eq. 3. It is for likelihoods: it begins far
+    below the distance of two grey levels, 2/255, so the lowest level leaves no doubt of any pixel.
+    """
+    low, high = (math.log10(sigma) for sigma in LOGLINEAR)
+    sigmas = torch.logspace(low, high, timesteps, dtype=torch.float64)
+    return 1 / (1 + sigmas**2)
+
+
 TensorMap = Callable[[torch.Tensor], torch.Tensor]
 
+LOGLINEAR = (0.001, 100.0)  # sigma at both ends of that schedule
 SIGMA_START = 20.0  # where spacings in sigma begin; images in [-1, 1] leave a trace below it
 
 # of a distilled network's further calls: where it is trained to mend, and the lowest of several
@@ -42,6 +54,7 @@ FEW_STEP_LEVELS = (1.5, 1.25)
 ALPHA_BARS: dict[str, Callable[[int], torch.Tensor]] = {
     "cosine": cosine_alpha_bar,
     "linear": linear_alpha_bar,
+    "loglinear": loglinear_alpha_bar,
 }
 
 

@@ -152,6 +152,24 @@ def plot_nearness(
     return figure
 
 
+def plot_bits(found: dict) -> Figure:
+    """Where a model pays its bits/dim: by noise level, and below the lowest of them."""
+    rows = found["by_level"]
+    figure = Figure(figsize=(8, 4))
+    left, right = figure.subplots(1, 2, width_ratios=(1, 6), sharey=False)
+    left.bar(["decoder"], [found["reconstruction"]], color="tab:orange")
+    left.set(ylabel="bits/dim")
+    edges = [row["from"] for row in rows] + [rows[-1]["to"]]
+    octaves = [math.log2(row["to"] / row["from"]) for row in rows]
+    rates = [row["bits_per_dim"] / octave for row, octave in zip(rows, octaves, strict=True)]
+    right.stairs(rates, edges, fill=True)
+    right.set(xscale="log", xlabel=r"noise level $\sigma$", ylabel="bits/dim an octave")
+    right.set(title=f"{found['bits_per_dim']:.3f} bits/dim, of {found['n']} images")
+    right.grid(alpha=0.3)
+    figure.tight_layout()
+    return figure
+
+
 def plot_curve(scores: list[dict]) -> Figure:
     """FID of every checkpoint of a run against its epoch, and what real data scores."""
     figure = Figure(figsize=(7, 4))

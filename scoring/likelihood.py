@@ -1,0 +1,294 @@
+"""How many bits an image takes: upper bounds on -log2 p(image), for images of 8 bits.
+
+Noise levels are those of z = x + sigma * eps, with SNR = 1 / sigma^2 and images x in [-1, 1]. By
+the variational bound (Kingma et al. 2021, eq. 11),
+
+    -log p(x) <= KL(q(z_T | x) || p(z_T)) + diffusion - E log p(x | z_0),
+
+    diffusion = sum over levels of 1/2 (SNR(t-1) - SNR(t)) E |x - x_hat(z_t)|^2         (eq. 13)
+             or 1/2 the integral over SNR of E |x - x_hat(z)|^2, for infinitely many    (eq. 18).
+
+It holds for any function x_hat of z and any normalised p(x | z_0), however good they are. All
+terms are in nats until they are reported.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from scipy.integrate import solve_ivp
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from models.trained import TrainedModel
+from utils.data_loader import to_model_range
+from utils.device import autocast, sampling_batch
+from utils.random import ImageNoise, Stream, generator
+
+DRAWS = 8  # of the noise level, for each image and each of the two sums over levels
+FITTED_ON = 10_000  # training images, for the decoder and for where to draw levels
+EVEN = 0.2  # levels drawn evenly, for each that is drawn by what it is worth
+TOLERANCE = 1e-4  # relative and absolute, of the probability flow's solver
+BIN = 2 / 255  # between neighbouring values of a pixel
+BEYOND = 25  # bins of x_hat below black and above white
+NEAR = 3  # grey levels: the farthest that a neighbouring pixel is told how far
+CONTEXTS = (2 * NEAR + 2) ** 2  # that the decoder knows of two neighbours
+
+# x_hat of z (B, C, H, W) at levels (B,) float64 on the CPU, for labels (B,) or None; not clamped
+Denoise = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+def denoiser_of(model: TrainedModel, precision: str) -> Denoise:
+    """The network's x_hat, told the labels and not guided, each image at a level of its own."""
+
+    def denoise(z: Tensor, sigma: Tensor, y: Tensor | None) -> Tensor:
+        t = model.diffusion.schedule.t_at(sigma).float().to(z)
+        s = sigma.float().to(z).view(-1, 1, 1, 1)
+        a = (1 + s**2).rsqrt()
+        with autocast(model.device, precision):
+            prediction = model.net(a * z, t, y).float()
+        return model.diffusion.to_x0(prediction, a * z, a, a * s)
+
+    return denoise
+
+
+class Levels:
+    """Where to draw levels: often where the bound pays much, with weights that make up for it.
+
+    Attributes:
+        sigmas: (T,) float64, rising. Cell c lies between sigmas[c] and sigmas[c + 1].
+        shares: (T - 1,) float64, the probability of each cell.
+    """
+
+    def __init__(self, sigmas: Tensor, shares: Tensor | None = None):
+        """By default all cells are alike."""
+        self.sigmas = sigmas
+        shares = torch.ones(len(sigmas) - 1, dtype=torch.float64) if shares is None else shares
+        self.shares = shares / shares.sum()
+
+    def cells(self, u: Tensor) -> Tensor:
+        """The cell that each u in [0, 1) falls into."""
+        cell = torch.searchsorted(self.shares.cumsum(0), u, right=True)
+        return cell.clamp(max=len(self.shares) - 1)
+
+    def draw(self, u: Tensor, continuous: bool) -> tuple[Tensor, Tensor]:
+        """u in [0, 1) -> sigma, and the factor that makes |x - x_hat|^2 there an unbiased term.
+
+        In a cell, the sum has one term, at the upper end. The integral is drawn evenly in log
+        sigma, in which it is that of |x - x_hat|^2 / sigma^2.
+        """
+        cell = self.cells(u)
+        share, low, high = self.shares[cell], self.sigmas[cell], self.sigmas[cell + 1]
+        if not continuous:
+            return high, (low**-2 - high**-2) / 2 / share
+        inside = 1 - (self.shares.cumsum(0)[cell] - u) / share
+        sigma = low * (high / low) ** inside.clamp(0, 1)
+        return sigma, (high / low).log() / sigma**2 / share
+
+    def worth(self, u: Tensor, terms: Tensor) -> "Levels":
+        """Levels with the least variance, where the terms (N,) of u (N,) are typical.
+
+        Shares go with the root mean square of what a cell costs (Owen 2013, section 9.1).
+        """
+        cell = self.cells(u)
+        costs = (terms * self.shares[cell]) ** 2
+        total = torch.zeros_like(self.shares).index_add_(0, cell, costs)
+        roots = (total / torch.bincount(cell, minlength=len(total)).clamp(min=1)).sqrt()
+        shares = roots / roots.sum().clamp(
+            min=1e-30
+        )  # nothing is paid for images that are all alike
+        return Levels(self.sigmas, shares + EVEN * Levels(self.sigmas).shares)
+
+
+def bins(x_hat: Tensor) -> Tensor:
+    """The nearest value of a pixel, counted from `BEYOND` below black."""
+    nearest = ((x_hat + 1) / BIN).round().long()
+    return nearest.clamp(-BEYOND, 255 + BEYOND) + BEYOND
+
+
+def neighbours(k: Tensor, cell: Tensor) -> Tensor:
+    """What pixels before each of the pixels k (B, C, H, W) say of it, one of CONTEXTS numbers.
+
+    Those are the pixels to the left and above. Along a straight stroke grey levels repeat exactly,
+    so what counts is whether they are as x_hat expects this pixel to be, to a few grey levels.
+    """
+    k = k.long()
+    left, above = F.pad(k, (1, 0))[..., :-1], F.pad(k, (0, 0, 1, 0))[..., :-1, :]
+    apart = torch.stack([left, above]) - (cell - BEYOND)
+    left, above = torch.where(apart.abs() <= NEAR, apart + NEAR, 2 * NEAR + 1)
+    return left * (2 * NEAR + 2) + above
+
+
+class Decoder:
+    """p(k | z_0): pixel by pixel in reading order, by x_hat(z_0) and by pixels before.
+
+    Any table of probabilities gives a valid bound. This one is counted on training images. A row
+    that was seldom seen leans on the row of its bin, and that one on the counts of all pixels.
+
+    Attributes:
+        by_bin: (bins, 256), p(k | bin of x_hat), each row summing to 1.
+        table: (CONTEXTS, bins, 256), p(k | neighbours, bin of x_hat).
+    """
+
+    def __init__(self, x_hat: Tensor, k: Tensor):
+        """x_hat at the lowest level, and the images k, uint8 (N, C, H, W)."""
+        size, cell = 256 + 2 * BEYOND, bins(x_hat)
+        where = (neighbours(k, cell) * size + cell) * 256 + k.long()
+        counts = torch.bincount(where.flatten(), minlength=CONTEXTS * size * 256).float()
+        counts = counts.view(CONTEXTS, size, 256)
+
+        def leaning(counts: Tensor, on: Tensor, weight: float) -> Tensor:
+            return (counts + weight * on) / (counts.sum(-1, keepdim=True) + weight)
+
+        anywhere = leaning(counts.sum((0, 1)), torch.full((256,), 1 / 256), 256)
+        self.by_bin = leaning(counts.sum(0), anywhere, 5)
+        self.table = leaning(counts, self.by_bin, 20)
+
+    def nats(self, x_hat: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """-log p(k | z_0) of images k, (B,); and what it is without the neighbours."""
+        cell, value = bins(x_hat), k.long()
+        found = self.table[neighbours(k, cell), cell, value], self.by_bin[cell, value]
+        return tuple(-p.log().double().flatten(1).sum(1) for p in found)
+
+
+@dataclass
+class Bound:
+    """What images cost, in nats: each (N,) float64, except the last two.
+
+    `reconstruction_alone` is by a decoder that does not look at other pixels. `sigmas` and `paid`,
+    (N, DRAWS), are the draws of the integral and their terms.
+    """
+
+    prior: Tensor
+    diffusion: Tensor
+    diffusion_discrete: Tensor
+    reconstruction: Tensor
+    reconstruction_alone: Tensor
+    sigmas: Tensor
+    paid: Tensor
+
+
+class Likelihood:
+    """The bound by one denoiser, with a decoder and levels that fit training images.
+
+    Images are uint8 (N, C, H, W); labels (N,) int64, or None for a denoiser that takes none.
+
+    Args:
+        sigmas: (T,) float64, the levels, rising; x_hat may be asked for at any between them.
+        images, labels: to fit with; not those to be measured.
+    """
+
+    def __init__(
+        self,
+        denoise: Denoise,
+        sigmas: Tensor,
+        images: Tensor,
+        labels: Tensor | None,
+        *,
+        seed: int = 0,
+        device="cpu",
+        batch_size: int | None = None,
+    ):
+        self.denoise, self.seed, self.device = denoise, seed, torch.device(device)
+        self.batch_size = batch_size or sampling_batch(self.device)
+        even, lowest = Levels(sigmas), sigmas[:1].expand(len(images), 1)
+        order = torch.randperm(len(images), generator=generator(Stream.ORDER, seed, 1))
+        u = (order + 0.5).double() / len(images)
+        sigma, factor = even.draw(u, continuous=True)
+        errors, x_hats = [], []
+        both = torch.cat([sigma[:, None], lowest], dim=1)
+        for _, x, x_hat in self.look(images, labels, both, 1, "fitting the decoder"):
+            errors.append(squared_error(x, x_hat)[:, 0])
+            x_hats.append(x_hat[:, 1].cpu())
+        self.decoder = Decoder(torch.cat(x_hats), images)
+        self.levels = even.worth(u, factor * torch.cat(errors))
+
+    def look(
+        self, images: Tensor, labels: Tensor | None, sigma: Tensor, step: int, what: str
+    ) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Batch by batch: which images, x (B, 1, C, H, W) and x_hat (B, M, C, H, W) on the device.
+
+        Each image is seen at its levels sigma (N, M), with fresh noise for each, by `step`.
+        """
+        draws = sigma.shape[1]
+        size = max(1, self.batch_size // draws)
+        with tqdm(total=len(images), desc=what, unit="img") as bar:
+            for start in range(0, len(images), size):
+                numbers = range(start, min(start + size, len(images)))
+                rows = slice(numbers.start, numbers.stop)
+                noise = ImageNoise(self.seed, numbers, (draws, *images.shape[1:]), self.device)
+                noise.step = step
+                x = to_model_range(images[rows].to(self.device))[:, None]
+                z = x + sigma[rows, :, None, None, None].float().to(x) * noise()
+                y = None if labels is None else labels[rows].repeat_interleave(draws)
+                y = None if y is None else y.to(self.device)
+                with torch.inference_mode():
+                    x_hat = self.denoise(z.flatten(0, 1), sigma[rows].flatten(), y)
+                yield rows, x, x_hat.view_as(z)
+                bar.update(len(x))
+
+    def bound(self, images: Tensor, labels: Tensor | None) -> Bound:
+        """What each image costs; its levels are stratified (Kingma et al. 2021, appendix I.1)."""
+        own = generator(Stream.NOISE, self.seed)
+        strata = torch.arange(DRAWS) + torch.rand(2, len(images), 1, generator=own).double()
+        sigma, factor = self.levels.draw(strata[0] / DRAWS, continuous=True)
+        higher, others = self.levels.draw(strata[1] / DRAWS, continuous=False)
+        lowest = self.levels.sigmas[:1].expand(len(images), 1)
+        everywhere = torch.cat([sigma, higher, lowest], dim=1)
+        errors, decoded = [], []
+        for rows, x, x_hat in self.look(images, labels, everywhere, 0, "bounding"):
+            errors.append(squared_error(x, x_hat))
+            decoded.append(torch.stack(self.decoder.nats(x_hat[:, -1].cpu(), images[rows])))
+        paid = torch.cat([factor, others], dim=1) * torch.cat(errors)[:, :-1] / DRAWS
+        continuous, discrete = paid.split(DRAWS, dim=1)
+        prior = prior_nats(images, self.levels.sigmas[-1])
+        sums = (continuous.sum(1), discrete.sum(1))
+        return Bound(prior, *sums, *torch.cat(decoded, dim=1), sigma, continuous)
+
+
+def squared_error(x: Tensor, x_hat: Tensor) -> Tensor:
+    """|x - x_hat|^2 of each image and level, (B, M) float64 on the CPU.
+
+    x_hat is clamped to [-1, 1], as samplers do: the loss leaves networks free beyond.
+    """
+    return (x - x_hat.clamp(-1, 1)).square().flatten(2).sum(2).double().cpu()
+
+
+def prior_nats(images: Tensor, sigma: Tensor) -> Tensor:
+    """KL(q(z_T | x) || N(0, I)), (N,): of Gaussians, variance preserving at the last level."""
+    alpha_bar = 1 / (1 + sigma**2)
+    mean_squares = alpha_bar * to_model_range(images).double().square()
+    return (mean_squares - alpha_bar - torch.log1p(-alpha_bar)).flatten(1).sum(1) / 2
+
+
+def flow_log_density(
+    denoise: Denoise, z: Tensor, y: Tensor | None, sigmas: Tensor, own: torch.Generator
+) -> Tensor:
+    """log p(z) (B,) float64 at the lowest of `sigmas`, by the probability flow.
+
+    The flow dz / d log sigma = z - x_hat carries z to the highest level, where p is a Gaussian, and
+    log p changes by its divergence (Song et al. 2021, eq. 39), which one random direction an image
+    estimates without bias (their eq. 40).
+    """
+    size, shape = z[0].numel(), z.shape
+    sign = (torch.randint(2, shape, generator=own) * 2 - 1).to(z)
+
+    def slope(log_sigma, state):
+        x = torch.from_numpy(state[: z.numel()]).to(z).view(shape).requires_grad_()
+        level = torch.full((len(x),), math.exp(log_sigma), dtype=torch.float64)
+        x_hat = denoise(x, level, y).clamp(-1, 1)
+        (product,) = torch.autograd.grad((x_hat * sign).sum(), x)
+        divergence = size - (product * sign).flatten(1).sum(1)
+        change = torch.cat([(x - x_hat).detach().flatten(), divergence])
+        return change.double().cpu().numpy()
+
+    start = torch.cat([z.flatten().double().cpu(), torch.zeros(len(z)).double()]).numpy()
+    ends = sigmas[[0, -1]].log().tolist()
+    solved = solve_ivp(slope, ends, start, t_eval=ends[1:], rtol=TOLERANCE, atol=TOLERANCE)
+    end = torch.from_numpy(solved.y[:, -1])
+    variance = 1 + float(sigmas[-1]) ** 2
+    squares = end[: z.numel()].view(len(z), -1).square().sum(1)
+    gaussian = -(squares / variance + size * math.log(2 * math.pi * variance)) / 2
+    return gaussian + end[z.numel() :]
