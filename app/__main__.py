@@ -196,15 +196,21 @@ def make_page(actions: Actions) -> gr.Blocks:
     return page
 
 
-def serve(cfg: AppConfig, wait: bool = True) -> gr.Blocks:
+def serve(cfg: AppConfig) -> gr.Blocks:
     """Show the page on 127.0.0.1. Raises UserError where the port cannot be had."""
     page, where = make_page(Actions(cfg)), {"server_name": "127.0.0.1", "server_port": cfg.port}
+    options = {"share": False, "footer_links": [], "css": CSS, "quiet": True}
     try:
-        page.launch(**where, share=False, footer_links=[], css=CSS, prevent_thread_lock=not wait)
+        page.launch(**where, **options, prevent_thread_lock=True)
     except OSError as error:
         raise UserError(f"--port {cfg.port}: cannot be had: {error}") from None
+    print(f"open http://127.0.0.1:{cfg.port} in a browser; Ctrl-C ends it", flush=True)
     return page
 
 
+def main() -> None:
+    serve(parse(AppConfig, "Play with the shipped networks in a browser.")).block_thread()
+
+
 if __name__ == "__main__":
-    run(lambda: serve(parse(AppConfig, "Play with the shipped networks in a browser.")))
+    run(main)

@@ -22,7 +22,10 @@ class IdealDenoiser:
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """x (B, C, H, W) = x0 + sigma * eps, sigma a 0-d tensor -> (B, C, H, W)."""
+        return (self.weights(x, sigma) @ self.vectors).view_as(x)
+
+    def weights(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """w (B, N): how likely x is made of each image, all of them equally likely before."""
         # -|x - x_i|^2 / 2 without |x|^2, which is the same for all images
         nearness = x.flatten(1) @ self.vectors.T - self.half_squares
-        weights = (nearness / float(sigma) ** 2).softmax(dim=1)  # (B, N)
-        return (weights @ self.vectors).view_as(x)
+        return (nearness / float(sigma) ** 2).softmax(dim=1)

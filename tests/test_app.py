@@ -178,7 +178,7 @@ def served(monkeypatch, quick_repaint):
     from app.__main__ import serve
 
     monkeypatch.setattr("utils.data_loader.SYNTHETIC_SIZE", {"test": 50})
-    page = serve(AppConfig(port=7879, device="cpu"), wait=False)
+    page = serve(AppConfig(port=7879, device="cpu"))
     yield page.local_url
     page.close()
 
