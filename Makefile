@@ -1,8 +1,8 @@
-# `make demo` and `make test` each do all the set-up on a fresh machine.
+# `make demo`, `make app` and `make test` each do all the set-up on a fresh machine.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test format clean
+.PHONY: demo app test format clean
 
 # The stamp holds the requirements, so that a changed list is installed again.
 .venv/installed: requirements.txt
@@ -14,6 +14,10 @@ BIN := .venv/bin
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	cp requirements-dev.txt $@
 
+.venv/installed-app: requirements-app.txt .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-app.txt
+	cp requirements-app.txt $@
+
 demo: .venv/installed
 	@echo "== Digits from the shipped U-Net"
 	$(BIN)/python generate.py --num_samples 100 --output outputs/demo/shipped.png
@@ -24,6 +28,10 @@ demo: .venv/installed
 	$(BIN)/python generate.py --checkpoint checkpoints/demo/model_epoch_*.pth \
 		--num_samples 100 --output outputs/demo/two_minutes.png
 	@echo "== Look at outputs/demo/shipped.png and outputs/demo/two_minutes.png"
+
+# Test digits are fetched before the page is there, if at all.
+app: .venv/installed-app
+	@dataset=$$($(BIN)/python -m utils.data_loader); $(BIN)/python -m app --dataset $$dataset
 
 test: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -224,6 +224,18 @@ class EvalConfig(SamplingConfig):
     json: str | None = setting(None, "result file; default outputs/<experiment>/scores_....json")
 
 
+@dataclass(frozen=True)
+class AppConfig:
+    """The page that `python -m app` shows."""
+
+    port: int = setting(7860, "of the page, on this machine alone", low=1024, high=65_535)
+    dataset: str = setting(
+        "synthetic", "where test digits are from", choices=("mnist", "synthetic")
+    )
+    data_dir: str = setting(DATA_DIR, "where the data is, or is downloaded to")
+    device: str = setting("auto", "where to compute", choices=DEVICES)
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse whose errors are one line, without the usage text."""
 

@@ -139,9 +139,9 @@ class Diffusion:
     ) -> "Denoiser":
         """The function D(x, sigma) -> x0_hat that samplers integrate.
 
-        Guidance (Ho & Salimans 2022) 1 is the conditional prediction and 0 the unconditional one,
-        one network call each; any other value blends both, run as one batch of 2B. It may be a
-        function of sigma, as a 0-d tensor. Without labels it is unused.
+        Guidance (Ho & Salimans 2022, eq. 6, where it is 1 + w) 1 is the conditional prediction and
+        0 the unconditional one, one network call each; any other value blends both, run as one
+        batch of 2B. It may be a function of sigma, as a 0-d tensor. Without labels it is unused.
         `watch`, if given, is called as watch(x, sigma, x0_hat) after each prediction.
         """
         return Denoiser(self, net, labels, guidance, watch)

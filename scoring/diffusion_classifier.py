@@ -1,0 +1,62 @@
+"""What a diffusion model makes of an image: the label that helps it most to remove noise."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from config import UserError
+from models.trained import TrainedModel
+from utils.data_loader import to_model_range
+from utils.device import autocast, sampling_batch
+from utils.random import ImageNoise
+
+# Noise levels sigma where labels matter: less noise is removed alike under every label, and more
+# hides the digit. Each has noise of its own, and only the mean over many of them is reliable.
+LEVELS = tuple(torch.logspace(math.log10(1.5), math.log10(9), 24).tolist())
+
+
+@torch.inference_mode()
+def denoising_errors(
+    model: TrainedModel, images: Tensor, levels: tuple[float, ...] = LEVELS, seed: int = 0
+) -> Tensor:
+    """How badly the noise of images is predicted under each label: (N, classes), float64.
+
+    |eps - eps_hat(x, sigma, label)|^2, summed over pixels, the mean over `levels`. The same noise
+    serves all labels, so that only the label makes the difference (Li et al. 2023, section 3.2).
+    Takes len(levels) * classes network calls an image.
+
+    Args:
+        images: (N, C, H, W) uint8.
+        levels: noise levels sigma.
+        seed: of the noise.
+    """
+    if model.few_step or not model.net.num_classes:
+        lacks = "a distilled one" if model.few_step else "one without labels"
+        raise UserError(f"a diffusion classifier needs a network told labels, not {lacks}")
+    classes, device, parts = model.net.num_classes, model.device, []
+    for numbers in torch.arange(len(images)).split(max(1, sampling_batch(device) // classes)):
+        x0 = to_model_range(images[numbers].to(device))
+        labels = torch.arange(classes, device=device).repeat(len(x0))
+        denoise = model.diffusion.denoiser(model.net, labels)
+        span = range(int(numbers[0]), int(numbers[-1]) + 1)
+        noise = ImageNoise(seed, span, model.data.shape, device)
+        errors = torch.zeros(len(labels), dtype=torch.float64, device=device)
+        for level in torch.tensor(levels, dtype=torch.float64):
+            eps = noise().repeat_interleave(classes, dim=0)
+            clean = x0.repeat_interleave(classes, dim=0)
+            with autocast(device, "auto"):
+                x0_hat = denoise(clean + float(level) * eps, level)
+            # eps - eps_hat = (x0_hat - x0) / sigma
+            errors += ((x0_hat - clean) / float(level)).flatten(1).double().square().sum(dim=1)
+        parts.append((errors / len(levels)).view(-1, classes).cpu())
+    return torch.cat(parts)
+
+
+def diffusion_classifier(model: TrainedModel, images: Tensor, **options) -> Tensor:
+    """Probabilities (N, classes) of the labels of images (N, C, H, W) uint8.
+
+    softmax of minus `denoising_errors` (Li et al. 2023, eq. 5), which takes the same options: the
+    error bounds -log p(image | label) up to a constant, and all labels are equally likely before.
+    """
+    return (-denoising_errors(model, images, **options)).softmax(dim=1)
