@@ -70,8 +70,7 @@ def measure(
     label = label_nats(model, labels, len(images))
     found = {"n": len(images), "reference_hash": image_hash(images), "seed": seed}
     found |= {"draws": DRAWS, "levels": len(sigmas), "sigma_0": sigmas[0].item()}
-    for name, nats in figures(bound, label).items():
-        found[name], found[f"{name}_error"] = per_dim(nats, size)
+    found |= in_bits(figures(bound, label), size)
     found["by_level"] = by_level(bound, sigmas, size)
     if flow:
         denoise = denoiser_of(model, "fp32")  # the solver would follow the rounding of bfloat16
@@ -79,12 +78,17 @@ def measure(
         part = slice(0, flow)
         y = None if labels is None else labels[part]
         nats = flow_nats(denoise, fitted.decoder, sigmas, images[part], y, own, model.device)
-        for name, value in nats.items():
-            found[name], found[f"{name}_error"] = per_dim(value + label[part], size)
-        same = figures(bound, label)["bits_per_dim"][part]
-        gap = nats["flow"] + label[part] - same
-        found["flow_minus_bound"], found["flow_minus_bound_error"] = per_dim(gap, size)
-        found["n_flow"] = len(gap)
+        nats = {name: value + label[part] for name, value in nats.items()}
+        nats["flow_minus_bound"] = nats["flow"] - figures(bound, label)["bits_per_dim"][part]
+        found |= in_bits(nats, size) | {"n_flow": len(nats["flow"])}
+    return found
+
+
+def in_bits(nats: dict[str, Tensor], size: int) -> dict[str, float]:
+    """Each figure in bits per dimension, and its `_error`, the standard error over images."""
+    found = {}
+    for name, values in nats.items():
+        found[name], found[f"{name}_error"] = per_dim(values, size)
     return found
 
 
