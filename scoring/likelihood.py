@@ -94,9 +94,7 @@ class Levels:
         costs = (terms * self.shares[cell]) ** 2
         total = torch.zeros_like(self.shares).index_add_(0, cell, costs)
         roots = (total / torch.bincount(cell, minlength=len(total)).clamp(min=1)).sqrt()
-        shares = roots / roots.sum().clamp(
-            min=1e-30
-        )  # nothing is paid for images that are all alike
+        shares = roots / roots.sum().clamp(min=1e-30)  # 0 / 0 where all images are alike
         return Levels(self.sigmas, shares + EVEN * Levels(self.sigmas).shares)
 
     def above(self, first: int) -> "Levels":
@@ -164,16 +162,14 @@ class Likelihood:
     def cheapest(
         self, even: Levels, images: Tensor, labels: Tensor | None, paid: Tensor, cells: Tensor
     ) -> int:
-        """The number of the level that is best decoded from, by training images.
+        """The number of the level to decode from: what it costs and what is `paid` above it.
 
-        The decoder knows for certain that grey levels are whole, which a network must have learnt;
-        and it does not know what pixels have in common.
+        Cells say where each of `paid` belongs. The decoder knows that grey levels are whole, which
+        a network has to learn; but it knows little of what pixels have in common.
         """
         sigmas, costs = even.sigmas, {}
         octaves = range(1 + max(0, int((HIGHEST / sigmas[0]).log2())))
-        for level in sorted(
-            {int((sigmas <= sigmas[0] * 2**octave).sum()) - 1 for octave in octaves}
-        ):
+        for level in {int((sigmas <= sigmas[0] * 2**octave).sum()) - 1 for octave in octaves}:
             what = f"decoding at sigma {sigmas[level]:.3f}"
             x_hat = self.x_hat_at(sigmas[level], images, labels, 2, what)
             above = paid[cells >= level].sum().item() / len(paid)
