@@ -8,12 +8,11 @@ from tqdm import tqdm
 
 from config import UserError
 from models.trained import TrainedModel
+from scoring.decoder import BIN, Decoder
 from scoring.likelihood import (
-    BIN,
     DRAWS,
     FITTED_ON,
     Bound,
-    Decoder,
     Denoise,
     Likelihood,
     denoiser_of,
@@ -62,14 +61,14 @@ def measure(
     labelled, size = model.net.num_classes > 0, math.prod(model.data.shape)
     known, told = some(train, FITTED_ON, seed, labelled)
     images, labels = some(test, count, seed, labelled)
-    sigmas = model.diffusion.schedule.sigmas
     denoise = denoiser_of(model, precision)
     options = {"seed": seed, "device": model.device, "batch_size": batch_size}
-    fitted = Likelihood(denoise, sigmas, known, told, **options)
+    fitted = Likelihood(denoise, model.diffusion.schedule.sigmas, known, told, **options)
+    sigmas = fitted.levels.sigmas
     bound = fitted.bound(images, labels)
     label = label_nats(model, labels, len(images))
     found = {"n": len(images), "reference_hash": image_hash(images), "seed": seed}
-    found |= {"draws": DRAWS, "levels": len(sigmas), "sigma_0": sigmas[0].item()}
+    found |= {"draws": DRAWS, "levels": len(sigmas), "decoded_from_sigma": sigmas[0].item()}
     found |= in_bits(figures(bound, label), size)
     found["by_level"] = by_level(bound, sigmas, size)
     if flow:
@@ -176,6 +175,7 @@ def print_bits(found: dict) -> None:
         cells = [f"{found[name]:.4f} ± {found[f'{name}_error']:.4f}" for name in names]
         print(f"{text:28}" + "".join(f"{cell:>20}" for cell in cells))
 
+    print(f"{found['n']} test images, decoded from sigma {found['decoded_from_sigma']:.4f}")
     print(f"\n{'bits/dim':28}{'continuous time':>20}{str(found['levels']) + ' levels':>20}")
     line("prior", "prior", "prior")
     line("diffusion", "diffusion", "diffusion_discrete")

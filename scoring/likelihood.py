@@ -19,22 +19,20 @@ from dataclasses import dataclass
 import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from models.trained import TrainedModel
+from scoring.decoder import Decoder, held_out_nats
 from utils.data_loader import to_model_range
 from utils.device import autocast, sampling_batch
 from utils.random import ImageNoise, Stream, generator
 
 DRAWS = 8  # of the noise level, for each image and each of the two sums over levels
 FITTED_ON = 10_000  # training images, for the decoder and for where to draw levels
+CHOSEN_ON = 2_500  # of them, for the level to decode from
+HIGHEST = 0.1  # of these levels: 13 grey levels
 EVEN = 0.2  # levels drawn evenly, for each that is drawn by what it is worth
 TOLERANCE = 1e-4  # relative and absolute, of the probability flow's solver
-BIN = 2 / 255  # between neighbouring values of a pixel
-BEYOND = 25  # bins of x_hat below black and above white
-NEAR = 3  # grey levels: the farthest that a neighbouring pixel is told how far
-CONTEXTS = (2 * NEAR + 2) ** 2  # that the decoder knows of two neighbours
 
 # x_hat of z (B, C, H, W) at levels (B,) float64 on the CPU, for labels (B,) or None; not clamped
 Denoise = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -96,61 +94,12 @@ class Levels:
         costs = (terms * self.shares[cell]) ** 2
         total = torch.zeros_like(self.shares).index_add_(0, cell, costs)
         roots = (total / torch.bincount(cell, minlength=len(total)).clamp(min=1)).sqrt()
-        shares = roots / roots.sum().clamp(
-            min=1e-30
-        )  # nothing is paid for images that are all alike
+        shares = roots / roots.sum().clamp(min=1e-30)  # 0 / 0 where all images are alike
         return Levels(self.sigmas, shares + EVEN * Levels(self.sigmas).shares)
 
-
-def bins(x_hat: Tensor) -> Tensor:
-    """The nearest value of a pixel, counted from `BEYOND` below black."""
-    nearest = ((x_hat + 1) / BIN).round().long()
-    return nearest.clamp(-BEYOND, 255 + BEYOND) + BEYOND
-
-
-def neighbours(k: Tensor, cell: Tensor) -> Tensor:
-    """What pixels before each of the pixels k (B, C, H, W) say of it, one of CONTEXTS numbers.
-
-    Those are the pixels to the left and above. Along a straight stroke grey levels repeat exactly,
-    so what counts is whether they are as x_hat expects this pixel to be, to a few grey levels.
-    """
-    k = k.long()
-    left, above = F.pad(k, (1, 0))[..., :-1], F.pad(k, (0, 0, 1, 0))[..., :-1, :]
-    apart = torch.stack([left, above]) - (cell - BEYOND)
-    left, above = torch.where(apart.abs() <= NEAR, apart + NEAR, 2 * NEAR + 1)
-    return left * (2 * NEAR + 2) + above
-
-
-class Decoder:
-    """p(k | z_0): pixel by pixel in reading order, by x_hat(z_0) and by pixels before.
-
-    Any table of probabilities gives a valid bound. This one is counted on training images. A row
-    that was seldom seen leans on the row of its bin, and that one on the counts of all pixels.
-
-    Attributes:
-        by_bin: (bins, 256), p(k | bin of x_hat), each row summing to 1.
-        table: (CONTEXTS, bins, 256), p(k | neighbours, bin of x_hat).
-    """
-
-    def __init__(self, x_hat: Tensor, k: Tensor):
-        """x_hat at the lowest level, and the images k, uint8 (N, C, H, W)."""
-        size, cell = 256 + 2 * BEYOND, bins(x_hat)
-        where = (neighbours(k, cell) * size + cell) * 256 + k.long()
-        counts = torch.bincount(where.flatten(), minlength=CONTEXTS * size * 256).float()
-        counts = counts.view(CONTEXTS, size, 256)
-
-        def leaning(counts: Tensor, on: Tensor, weight: float) -> Tensor:
-            return (counts + weight * on) / (counts.sum(-1, keepdim=True) + weight)
-
-        anywhere = leaning(counts.sum((0, 1)), torch.full((256,), 1 / 256), 256)
-        self.by_bin = leaning(counts.sum(0), anywhere, 5)
-        self.table = leaning(counts, self.by_bin, 20)
-
-    def nats(self, x_hat: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """-log p(k | z_0) of images k, (B,); and what it is without the neighbours."""
-        cell, value = bins(x_hat), k.long()
-        found = self.table[neighbours(k, cell), cell, value], self.by_bin[cell, value]
-        return tuple(-p.log().double().flatten(1).sum(1) for p in found)
+    def above(self, first: int) -> "Levels":
+        """The same without the `first` lowest levels."""
+        return Levels(self.sigmas[first:], self.shares[first:])
 
 
 @dataclass
@@ -178,6 +127,10 @@ class Likelihood:
     Args:
         sigmas: (T,) float64, the levels, rising; x_hat may be asked for at any between them.
         images, labels: to fit with; not those to be measured.
+
+    Attributes:
+        decoder: of the lowest level that is used.
+        levels: that one and all above it, and how they are drawn.
     """
 
     def __init__(
@@ -193,17 +146,42 @@ class Likelihood:
     ):
         self.denoise, self.seed, self.device = denoise, seed, torch.device(device)
         self.batch_size = batch_size or sampling_batch(self.device)
-        even, lowest = Levels(sigmas), sigmas[:1].expand(len(images), 1)
+        even = Levels(sigmas)
         order = torch.randperm(len(images), generator=generator(Stream.ORDER, seed, 1))
         u = (order + 0.5).double() / len(images)
         sigma, factor = even.draw(u, continuous=True)
-        errors, x_hats = [], []
-        both = torch.cat([sigma[:, None], lowest], dim=1)
-        for _, x, x_hat in self.look(images, labels, both, 1, "fitting the decoder"):
-            errors.append(squared_error(x, x_hat)[:, 0])
-            x_hats.append(x_hat[:, 1].cpu())
-        self.decoder = Decoder(torch.cat(x_hats), images)
-        self.levels = even.worth(u, factor * torch.cat(errors))
+        passes = self.look(images, labels, sigma[:, None], 1, "looking at all levels")
+        paid = factor * torch.cat([squared_error(x, x_hat)[:, 0] for _, x, x_hat in passes])
+        few = slice(0, CHOSEN_ON)
+        given = (images[few], None if labels is None else labels[few])
+        first = self.cheapest(even, *given, paid, even.cells(u))
+        x_hat = self.x_hat_at(sigmas[first], images, labels, 3, "fitting the decoder")
+        self.decoder = Decoder(x_hat, images)
+        self.levels = even.worth(u, paid).above(first)
+
+    def cheapest(
+        self, even: Levels, images: Tensor, labels: Tensor | None, paid: Tensor, cells: Tensor
+    ) -> int:
+        """The number of the level to decode from: what it costs and what is `paid` above it.
+
+        Cells say where each of `paid` belongs. The decoder knows that grey levels are whole, which
+        a network has to learn; but it knows little of what pixels have in common.
+        """
+        sigmas, costs = even.sigmas, {}
+        octaves = range(1 + max(0, int((HIGHEST / sigmas[0]).log2())))
+        for level in {int((sigmas <= sigmas[0] * 2**octave).sum()) - 1 for octave in octaves}:
+            what = f"decoding at sigma {sigmas[level]:.3f}"
+            x_hat = self.x_hat_at(sigmas[level], images, labels, 2, what)
+            above = paid[cells >= level].sum().item() / len(paid)
+            costs[level] = held_out_nats(x_hat, images) + above
+        return min(costs, key=costs.get)
+
+    def x_hat_at(
+        self, sigma: Tensor, images: Tensor, labels: Tensor | None, step: int, what: str
+    ) -> Tensor:
+        """x_hat of images at one level, like them in shape, on the CPU."""
+        passes = self.look(images, labels, sigma.expand(len(images), 1), step, what)
+        return torch.cat([x_hat[:, 0].cpu() for _, _, x_hat in passes])
 
     def look(
         self, images: Tensor, labels: Tensor | None, sigma: Tensor, step: int, what: str

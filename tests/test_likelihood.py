@@ -9,7 +9,7 @@ import torch
 
 from config import TrainConfig
 from models import build_model
-from scoring import bits
+from scoring import bits, decoder
 from scoring import likelihood as L
 from tests.conftest import DIGITS, TINY, save_model
 from utils.data_loader import to_model_range
@@ -127,6 +127,21 @@ def test_of_a_gaussian_each_image_costs_what_its_density_says():
     assert -4 * error < difference < 0.03 * expected.mean()  # finite T pays a little more
 
 
+def test_the_decoder_takes_over_where_the_denoiser_is_of_no_use():
+    data = Patterns([3.0, 2, 1])
+
+    def denoise(z, sigma, y):
+        """Below 0.03 it leaves all noise where it is."""
+        useless = (sigma < 0.03).view(-1, 1, 1, 1)
+        return torch.where(useless, z, data.denoise(z, sigma, y))
+
+    fitted = L.Likelihood(denoise, SIGMAS, data.draw(1000, 1)[0], None)
+    assert 0.03 < fitted.levels.sigmas[0] < 0.1
+    assert torch.equal(fitted.levels.sigmas, SIGMAS[-len(fitted.levels.sigmas) :])
+    bound, error = mean_and_error(total(fitted.bound(data.draw(500, 2)[0], None)))
+    assert abs(bound - data.entropy) < 4 * error + 0.05
+
+
 def test_the_prior_part_is_the_divergence_of_two_gaussians():
     images = torch.tensor([0, 100, 255, 128]).to(torch.uint8).view(2, 1, 1, 2)
     for sigma in (torch.tensor(0.5), torch.tensor(30.0)):
@@ -183,8 +198,8 @@ def test_every_row_of_the_decoder_sums_to_one():
     data = Patterns([1.0, 1, 1], shape=(3, 6, 6))
     images = data.draw(50, 1)[0]
     x_hat = to_model_range(images) + 0.05 * torch.randn(images.shape, generator=gen())
-    decoder = L.Decoder(x_hat, images)
-    for table in (decoder.by_bin, decoder.table):
+    found = decoder.Decoder(x_hat, images)
+    for table in (found.by_bin, found.table):
         assert table.min() > 0
         torch.testing.assert_close(table.sum(-1), torch.ones(table.shape[:-1]))
 
@@ -192,19 +207,19 @@ def test_every_row_of_the_decoder_sums_to_one():
 def test_a_pixel_is_decoded_by_pixels_before_it_alone():
     """So the product over pixels is a probability of the image, by the chain rule."""
     k = torch.randint(100, 104, (1, 1, 6, 6), generator=gen()).to(torch.uint8)
-    bin = torch.full(k.shape, 101 + L.BEYOND)
-    before = L.neighbours(k, bin).flatten()
+    bin = torch.full(k.shape, 101 + decoder.BEYOND)
+    before = decoder.neighbours(k, bin).flatten()
     for place in range(36):
         changed = k.clone()
         changed.view(-1)[place] = 200
-        after = L.neighbours(changed, bin).flatten()
+        after = decoder.neighbours(changed, bin).flatten()
         assert torch.equal(after[: place + 1], before[: place + 1])
         assert place == 35 or not torch.equal(after, before)
 
 
 def test_neighbours_are_told_as_far_as_they_are_near():
     k = torch.tensor([[7, 11, 0], [90, 10, 0], [0, 13, 14]]).to(torch.uint8).view(1, 1, 3, 3)
-    seen = L.neighbours(k, torch.full(k.shape, 10 + L.BEYOND))[0, 0]
+    seen = decoder.neighbours(k, torch.full(k.shape, 10 + decoder.BEYOND))[0, 0]
     left_above = torch.stack([seen // 8 - 3, seen % 8 - 3], dim=-1).tolist()
     far = 4
     assert left_above[0] == [[far, far], [-3, far], [1, far]]
@@ -254,7 +269,7 @@ def test_a_network_made_for_it_from_the_command_line(cli, few_digits):
     status, stdout, _ = cli("validation", "--experiment_name", "made", *flags)
     found = json.loads(Path("bits.json").read_text())
     assert status == 0 and Path("bits.png").exists()
-    assert found["n"] == 20 and found["n_flow"] == 2 and found["levels"] == 20
+    assert found["n"] == 20 and found["n_flow"] == 2 and found["levels"] <= 20
     parts = ("prior", "diffusion", "reconstruction", "label")
     assert found["bits_per_dim"] == pytest.approx(sum(found[part] for part in parts))
     assert found["label"] == pytest.approx(math.log2(10) / 784, rel=0.02)
