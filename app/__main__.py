@@ -134,7 +134,10 @@ def watch_tab(tab: gr.Tab, actions: Actions) -> None:
 def complete_tab(actions: Actions) -> None:
     with gr.Row():
         with gr.Column(min_width=NARROW):
-            gr.Markdown("Draw a part of a digit. Paint red, or choose, what is missing.")
+            gr.Markdown(
+                "Draw a part of a digit. What is missing may be painted red:"
+                " choose red below the eraser, then the brush again."
+            )
             editor = canvas(actions, "#ffffff", "#ff0000", "#000000")
         with gr.Column(min_width=NARROW):
             network = gr.Dropdown(DENOISERS, label="Network")

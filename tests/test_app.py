@@ -14,6 +14,7 @@ from PIL import Image
 from app import actions as app_actions
 from app.actions import CANVAS, DISTILLED, Actions, centred, read_canvas
 from config import AppConfig, UserError
+from sampling.requests import GREY
 from sampling.samplers import INPAINTERS
 from scoring.classifier import load_classifier
 from utils.synthetic import synthetic_digits
@@ -229,12 +230,26 @@ def use_complete(page):
     page.get_by_role("button", name="Load a test digit").locator("visible=true").click()
     page.get_by_role("button", name="Complete it").click()
     page.get_by_text("nothing is missing").wait_for()
-    page.get_by_label("What is missing").click()
-    page.get_by_role("option", name="left").click()
+    page.get_by_label("Color").locator("visible=true").click()
+    page.locator("button[style*='rgb(255, 0, 0)']").locator("visible=true").click()
+    page.get_by_label("Brush", exact=True).locator("visible=true").click()
+    stroke(page, 60)
     page.get_by_role("button", name="Complete it").click()
     page.get_by_text("8 images in").wait_for(timeout=60_000)
     known, *drawn = cells(shown(page), 4)
-    assert all((image[..., 14:] == known[..., 14:]).all() for image in drawn)
+    missing = known == GREY
+    assert 20 < missing.sum() < 200 and missing[..., 14:].sum() == missing.sum()
+    assert all((image == known)[~missing].all() for image in drawn)
+
+
+def stroke(page, right):
+    """Down the visible canvas with the mouse, so many pixels right of its middle."""
+    box = page.locator("canvas").locator("visible=true").first.bounding_box()
+    x, y = box["x"] + box["width"] / 2 + right, box["y"] + box["height"] / 2
+    page.mouse.move(x, y - 80)
+    page.mouse.down()
+    page.mouse.move(x, y + 80, steps=10)
+    page.mouse.up()
 
 
 def use_between(page):
@@ -244,12 +259,7 @@ def use_between(page):
 
 def use_opinion(page):
     """A stroke by the mouse is a one."""
-    box = page.locator("canvas").locator("visible=true").first.bounding_box()
-    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    page.mouse.move(x, y - 80)
-    page.mouse.down()
-    page.mouse.move(x, y + 80, steps=10)
-    page.mouse.up()
+    stroke(page, 0)
     page.get_by_role("button", name="What is it?").click()
     page.get_by_text("240 calls of U-Net").wait_for(timeout=60_000)
     verdicts = page.get_by_test_id("label-output-value").locator("visible=true")
