@@ -218,6 +218,9 @@ def test_guidance_blends_what_is_black_to_black():
         assert (denoise(x, sigma) == (1 if inside > 0 else -1)).all()
     denoise = make("x0").denoiser(beyond(-0.5, -1.6), labels, 2.0)
     torch.testing.assert_close(denoise(x, sigma), torch.zeros_like(x))  # -1 + 2 (-0.5 + 1)
+    for scale in (4.0, -4.0):  # and the blend ends where images do: 0.1 + 4 (0.9 - 0.1) is white
+        x0_hat = make("x0").denoiser(beyond(0.9, 0.1), labels, scale)(x, sigma)
+        assert (x0_hat == scale / 4).all()
 
 
 def test_the_change_of_a_prediction_has_no_jump_where_guidance_sets_in_or_ends():

@@ -6,7 +6,9 @@ import torch
 from scoring import metrics
 from scoring.features import MNISTFeatures
 from scoring.metrics import (
+    METRICS,
     Reference,
+    all_scores,
     fid,
     fid_spread,
     frechet_distance,
@@ -198,6 +200,7 @@ def test_the_orders_of_fid_are_derivatives_of_the_distance(shift, monkeypatch):
     Along a sample's weight, from which all others give way: so g_i, and H_ij + g_i + g_j.
     """
     x, y = normal(101, 3, seed=1) @ covariance(3, 3) + shift, normal(300, 3, seed=2)
+    x, y = x / 10, y / 10
     mu2, cov2 = mean_and_covariance(y)
     root2 = metrics.symmetric_root(cov2)
 
@@ -218,7 +221,7 @@ def test_the_orders_of_fid_are_derivatives_of_the_distance(shift, monkeypatch):
 
 
 def test_the_orders_of_kid_by_hand(monkeypatch):
-    x, y = normal(101, 3, seed=1), normal(300, 3, seed=2) * 1.1
+    x, y = normal(101, 3, seed=1) / 5, normal(300, 3, seed=2) / 4
     within, between = ((a @ b.T / 3 + 1) ** 3 for a, b in ((x, x), (x, y)))
     others = 1 - torch.eye(101, dtype=torch.float64)
     rows = (within * others).sum(dim=1) / 100
@@ -301,7 +304,8 @@ def test_spreads_of_few_and_of_equal_samples():
 
 def test_a_reference_prepared_once_changes_nothing():
     x, y = normal(50, 3, seed=1), normal(70, 3, seed=2)
-    assert every_score(x, Reference(y)) == every_score(x, y)
+    assert every_score(x, Reference(y)) == every_score(x, y) == all_scores(x, y)
+    assert tuple(all_scores(x, y)) == METRICS
 
 
 def test_chunks_change_nothing(monkeypatch):
@@ -316,6 +320,18 @@ def test_nearest_finds_a_copy():
     references = normal(40, 6, seed=1)
     distances, indices = nearest(references[[7, 3]] + 1e-3, references)
     assert indices.tolist() == [7, 3] and distances.max() < 0.01
+    far = references + 1000  # where rounding makes some squared distances less than 0
+    assert nearest(far, far)[0].max() < 1e-3
+
+
+def test_no_vector_is_its_own_neighbour_even_among_copies():
+    x = torch.cat([normal(5, 3, seed=1)] * 4)
+    indices, distances = metrics._neighbours(x, 6)
+    assert indices.shape == distances.shape == (20, 6)
+    assert (indices != torch.arange(20)[:, None]).all()
+    for near in (distances[:, :3] < 1e-12, distances[:, 3:] > 1e-6):  # three copies, then others
+        assert near.all()
+    torch.testing.assert_close((x[:, None] - x[indices]).square().sum(dim=2), distances)
 
 
 def test_share_below_counts_pairs():
