@@ -5,6 +5,7 @@ Only the page is made here; what its controls do is in `app.actions`. It reports
 
 import functools
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,8 @@ os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}  # be
 try:
     import gradio as gr
 except ImportError:
-    raise SystemExit("app: error: needs the package gradio, which `make app` installs") from None
+    print("app: error: needs the package gradio, which `make app` installs", file=sys.stderr)
+    raise SystemExit(2) from None
 
 DENOISERS = [name for name in NETWORKS if name != DISTILLED]
 STEPWISE = [name for name in SAMPLERS if name != FEW_STEP_SAMPLER]
