@@ -18,7 +18,7 @@ from config import DATA_DIR, DEVICES, parse, setting
 from scoring.classifier import accuracy, train_classifier
 from utils.data_loader import load_dataset
 from utils.device import pick_device
-from utils.files import writable_folder, write_atomically
+from utils.files import check_output, write_atomically
 from utils.script import run
 
 
@@ -38,10 +38,10 @@ class ClassifierConfig:
 def main() -> None:
     cfg = parse(ClassifierConfig, "Train the feature network of --features mnist.")
     device = pick_device(cfg.device)
-    writable_folder(Path(cfg.output).parent)
     options = {"epochs": cfg.epochs, "batch_size": cfg.batch_size, "lr": cfg.lr, "seed": cfg.seed}
     train = load_dataset("mnist", cfg.data_dir, "train")
     test = load_dataset("mnist", cfg.data_dir, "test")
+    check_output(cfg.output, "--output", (".pth",))
     net = train_classifier(train.images, train.labels, device, **options)
     buffer = io.BytesIO()
     torch.save({key: value.cpu() for key, value in net.state_dict().items()}, buffer)

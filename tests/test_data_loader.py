@@ -61,6 +61,9 @@ def test_a_failed_download_says_what_to_do(refuses, own_folder, monkeypatch, nam
     monkeypatch.setattr(data_loader._class(name), "download", cut)
     words = (f"--dataset {name}", "--data_dir", "--dataset synthetic")
     refuses("main", "--dataset", name, "--data_dir", "mistyped/name", words=words)
+    if name == "mnist":
+        words = ("--data_dir",)
+        refuses("scoring.train_classifier", "--data_dir", "mistyped/name", words=words)
     assert not list(own_folder.iterdir())
 
 
