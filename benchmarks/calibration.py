@@ -21,6 +21,7 @@ from benchmarks.common import (
 )
 from config import DATA_DIR, DEVICES, INCEPTION_DIMS, SamplingConfig, UserError, setting
 from models.trained import load_trained
+from scoring.estimate import typical
 from scoring.features import extract
 from scoring.metrics import METRICS, NEAREST_K, Reference, Score, all_scores
 from scoring.yardstick import stand_ins
@@ -95,31 +96,36 @@ def table_rows(facts: list[Figure], rounds: list[Round]) -> list[list[Figure]]:
     sets = f"{len(rounds)} x {len(rounds[0])}" if len(rounds) > 1 else f"{len(rounds[0])}"
     for name in METRICS:
         scores = [[found[name] for found in sets_] for sets_ in rounds]
-        mean, true, error, stated = spreads(scores)
-        freedom = sum(len(found) - 1 for found in scores)
-        ratios = [None] * 3
+        mean, true, freedom, stated = spreads(scores)
+        ratios: list[Figure] = [None] * 3
         if true:
             ratios = [stated / true, *ratio_interval(stated / true, freedom)]
+        error = true / math.sqrt(2 * freedom)
         rows.append([*facts, name, sets, mean, with_spread(true, error), stated, *ratios])
     return rows
 
 
 def spreads(rounds: list[list[Score]]) -> tuple[float, float, float, float]:
-    """Mean, true spread, the standard error of that, and stated spread of one metric.
+    """Mean, true spread, its degrees of freedom, and stated spread of one metric.
 
-    The true spread is the root of the mean over rounds of the variance within a round. The error
-    and the interval are those of scores that are normally distributed.
+    The true spread is the root of the mean over rounds of the variance within a round, the stated
+    one the root of the mean of the stated variances. Scores with long tails say less of theirs than
+    normally distributed ones: the degrees of freedom are divided by 1 + k / 2, with k the excess
+    kurtosis (Box 1953).
     """
     values = [[value for value, _ in scores] for scores in rounds]
     freedom = sum(len(found) - 1 for found in values)
     squares = sum((len(found) - 1) * statistics.variance(found) for found in values)
     true = math.sqrt(squares / freedom)
-    stated = statistics.fmean(spread for scores in rounds for _, spread in scores)
-    mean = statistics.fmean(value for found in values for value in found)
-    return mean, true, true / math.sqrt(2 * freedom), stated
+    mean, stated = typical([score for scores in rounds for score in scores])
+    means = [statistics.fmean(found) for found in values]
+    apart = [value - m for m, found in zip(means, values, strict=True) for value in found]
+    squared = statistics.fmean(x**2 for x in apart)
+    excess = statistics.fmean(x**4 for x in apart) / squared**2 - 3 if squared else 0.0
+    return mean, true, freedom / (1 + max(excess, 0) / 2), stated
 
 
-def ratio_interval(ratio: float, freedom: int) -> tuple[float, float]:
+def ratio_interval(ratio: float, freedom: float) -> tuple[float, float]:
     """What stated / true may be: the true variance is known like a chi-square of `freedom`."""
     tails = ((1 - CERTAIN) / 2, (1 + CERTAIN) / 2)
     low, high = (math.sqrt(2 * gammaincinv(freedom / 2, tail) / freedom) for tail in tails)

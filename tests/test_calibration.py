@@ -12,10 +12,17 @@ from utils.data_loader import DATASETS
 
 def test_the_true_spread_is_pooled_over_shuffles():
     rounds = [[(1.0, 0.5), (3.0, 0.7)], [(10.0, 0.5), (12.0, 0.7), (14.0, 0.6)]]
-    mean, true, error, stated = spreads(rounds)
+    mean, true, freedom, stated = spreads(rounds)
     squares = statistics.variance([1, 3]) + 2 * statistics.variance([10, 12, 14])
-    assert true == pytest.approx((squares / 3) ** 0.5) and error == pytest.approx(true / 6**0.5)
-    assert mean == 8 and stated == pytest.approx(0.6)
+    assert true == pytest.approx((squares / 3) ** 0.5) and freedom == 3
+    assert mean == 8 and stated == pytest.approx((1.84 / 5) ** 0.5)
+
+
+def test_long_tails_leave_fewer_degrees_of_freedom():
+    x = torch.randn(20_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for values, expected in ((x, 1), (x**2, 1 / 7)):  # a chi-square of 1 has the excess 12
+        freedom = spreads([[(value, 1.0) for value in values.tolist()]])[2]
+        assert freedom / 20_000 == pytest.approx(expected, rel=0.15)
 
 
 def test_the_interval_holds_the_true_ratio_as_often_as_it_says():
