@@ -1,3 +1,4 @@
+import os
 import pickle
 import subprocess
 import sys
@@ -102,7 +103,7 @@ def test_a_folder_that_cannot_be(own_folder):
 
 
 def test_checkpoints_are_ordered_by_number_and_pruned_from_the_first(own_folder):
-    for n in (2, 10, 9, 1):
+    for n in (2, 10, 9, 1, 7):
         (own_folder / f"model_epoch_{n}.pth").touch()
     (own_folder / "notes.txt").touch()
     prune_checkpoints(own_folder, keep=2)
@@ -187,6 +188,28 @@ def test_a_file_that_torch_would_read_wrongly_is_refused(tiny_checkpoint):
         torch.load(name, weights_only=True)
         with pytest.raises(UserError, match=f"--checkpoint {name}: not a checkpoint, or a damaged"):
             load_checkpoint(Path(name))
+
+
+class Trap:
+    """Runs code where it is unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, ("sprung",)
+
+
+def test_no_code_of_a_checkpoint_runs():
+    save_model(Path("a.pth"), TrainConfig(), {}, note=Trap())
+    with pytest.raises(UserError, match="--checkpoint a.pth: not a checkpoint, or a damaged one"):
+        load_checkpoint(Path("a.pth"))
+    assert not Path("sprung").exists()
+
+
+@pytest.mark.parametrize("sampling", [{"colour": 1}, {"steps": 0}, {"sampler": "magic"}, None])
+def test_a_way_of_sampling_that_is_none_is_refused(tiny_checkpoint, sampling):
+    path = tiny_checkpoint()
+    torch.save({**torch.load(path, weights_only=True), "sampling": sampling}, path)
+    with pytest.raises(UserError, match=f"--checkpoint {path}: damaged checkpoint: "):
+        load_checkpoint(path)
 
 
 @pytest.mark.parametrize(
