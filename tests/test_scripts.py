@@ -42,7 +42,8 @@ def small_synthetic(monkeypatch):
 
 @pytest.mark.parametrize("model_type", ["unet", "cnn", "resnet"])
 def test_train_generate_validate(cli, own_folder, model_type):
-    status, stdout, stderr = cli("main", *TINY, "--model_type", model_type, "--epochs", 2)
+    flags = ["--model_type", model_type, "--epochs", 2, "--sample_every", 1]
+    status, stdout, stderr = cli("main", *TINY, *flags)
     name = f"diffusion_model_{model_type}_2epochs_20timesteps_0.004lr"
     checkpoint = Path("checkpoints") / name / "model_epoch_1.pth"
     assert status == 0 and str(checkpoint) in stdout and "left" in stderr
@@ -244,13 +245,14 @@ def test_images_of_others_are_scored_the_same_from_png_and_npz(cli, own_folder):
     assert found[0]["n_reference"] == 200 and found[0]["reference"] == "real.npy"
 
 
-def test_the_synthetic_test_set_scores_at_its_floor(cli):
-    # 2,000 of 8,000: classes as uneven as those of the random training images of the floor
-    np.savez("test.npz", images=synthetic_digits(8000, seed=77)[0][:2000].numpy())
+def test_the_synthetic_test_set_scores_at_its_floor(cli, monkeypatch):
+    monkeypatch.setattr("utils.data_loader.SYNTHETIC_SIZE", {"train": 4000, "test": 4000})
+    # 1,000 of 4,000: classes as uneven as those of the random training images of the floor
+    np.savez("test.npz", images=synthetic_digits(4000, seed=77)[0][:1000].numpy())
     flags = ["--dataset", "synthetic", "--floor_draws", 2]
     assert cli("validation", "--images", "test.npz", *flags)[0] == 0
-    scores = scores_in("outputs/test", "scores_images_mnist_2000_*.json")
-    assert scores["n_reference"] == 10_000 and scores["n_floor"] == 2000
+    scores = scores_in("outputs/test", "scores_images_mnist_1000_*.json")
+    assert scores["n_reference"] == 4000 and scores["n_floor"] == 1000
     assert scores["n_floor_draws"] == 2 and abs(scores["fid_distance"]) < 3
     assert 0.5 < scores["fid"] / scores["fid_floor"] < 2
 
