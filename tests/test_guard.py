@@ -22,6 +22,15 @@ FLAGS = [*TINY, "--epochs", 7, "--sample_every", 0, "--keep", 99, "--device", "c
 PARTS = ("network", "ema", "optimizers", "generator", "step")
 
 
+
+@pytest.fixture(autouse=True)
+def hang_up_is_heeded():
+    """Even where these tests run under `nohup`, which ignores it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def answer(monkeypatch, number):
     """From now on flock fails with this error."""
 
