@@ -22,13 +22,13 @@ FLAGS = [*TINY, "--epochs", 7, "--sample_every", 0, "--keep", 99, "--device", "c
 PARTS = ("network", "ema", "optimizers", "generator", "step")
 
 
-
 @pytest.fixture(autouse=True)
 def hang_up_is_heeded():
     """Even where these tests run under `nohup`, which ignores it."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    number = signal.SIGHUP  # a test takes this name away
+    before = signal.signal(number, signal.SIG_DFL)
     yield
-    signal.signal(signal.SIGHUP, before)
+    signal.signal(number, before)
 
 
 def answer(monkeypatch, number):
