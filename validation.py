@@ -135,6 +135,17 @@ def make_scorer(
     return Scorer(network, yardstick, info, real, device)
 
 
+def result_path(cfg: EvalConfig, folder: str, name: str, deciding: object) -> Path:
+    """--json, or a file in outputs/; its name ends in a hash of all that is `deciding`, as JSON."""
+    digest = content_hash(json.dumps(deciding, sort_keys=True).encode())[:6]
+    return Path(cfg.json) if cfg.json else Path("outputs") / folder / f"{name}_{digest}.json"
+
+
+def short_name(path: str | Path) -> str:
+    """A file's name without its ending, cut so that a result's name is none too long."""
+    return Path(path).stem[:50]
+
+
 def write_scores(cfg: EvalConfig, candidate: Candidate, found: dict | list) -> Path:
     """Write the result, before anything is printed; where it went.
 
@@ -142,13 +153,12 @@ def write_scores(cfg: EvalConfig, candidate: Candidate, found: dict | list) -> P
     seed or sampler never takes its place.
     """
     scores = found if isinstance(found, dict) else found[-1]
-    what = "all" if cfg.validate_all else Path(scores.get("model", "images")).stem[:50]
+    what = "all" if cfg.validate_all else short_name(scores.get("model", "images"))
     deciding = {**candidate.facts, "reference": scores["reference_hash"]}
     deciding["features"] = scores["feature_hash"]
     deciding |= {key: scores.get(key) for key in ("n_floor_draws", "seeds")}
-    digest = content_hash(json.dumps(deciding, sort_keys=True).encode())[:6]
-    name = f"scores_{what}_{scores['features']}_{scores['n']}_{digest}.json"
-    path = Path(cfg.json) if cfg.json else Path("outputs") / candidate.name / name
+    name = f"scores_{what}_{scores['features']}_{scores['n']}"
+    path = result_path(cfg, candidate.name, name, deciding)
     made = {"provenance": provenance(pick_device(cfg.device))}
     found = found | made if found is scores else [each | made for each in found]
     write_atomically(path, (json.dumps(found, indent=2) + "\n").encode())
@@ -228,10 +238,9 @@ def validate_likelihood(cfg: EvalConfig, device: torch.device) -> None:
         "provenance": provenance(device),
     }
     deciding = [scores[key] for key in ("model_hash", "reference_hash", "seed", "arithmetic")]
-    digest = content_hash(json.dumps([*deciding, cfg.flow]).encode())[:6]
-    name = f"likelihood_{path.stem}_{scores['n']}_{digest}.json"
-    folder = Path("outputs") / (cfg.experiment_name or path.parent.name)
-    written = Path(cfg.json) if cfg.json else folder / name
+    name = f"likelihood_{short_name(path)}_{scores['n']}"
+    folder = cfg.experiment_name or path.parent.name
+    written = result_path(cfg, folder, name, [*deciding, cfg.flow])
     write_atomically(written, (json.dumps(scores, indent=2) + "\n").encode())
     save_figure(written.with_suffix(".png"), plot_bits(scores))
     print_bits(scores)
