@@ -23,7 +23,7 @@ from utils.graphs import Graphed
 from utils.synthetic import synthetic_digits
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-TRAIN = [*TINY, "--sample_every", 0, "--keep", 99]
+TRAIN = [*TINY, "--keep", 99]
 
 
 def train(cli, name, *flags):

@@ -76,7 +76,7 @@ atexit.register(lambda: print("alive at the end:", "".join(names()).split()))
 """
 
 
-TRAIN = [*TINY, "--precision", "fp32", "--device", "cpu", "--lr", 0.001, "--sample_every", 0]
+TRAIN = [*TINY, "--precision", "fp32", "--device", "cpu", "--lr", 0.001]
 
 
 def test_two_ranks_equal_one_and_checkpoints_move_between_them(cli):

@@ -18,7 +18,7 @@ from training.guard import StopSignals, locked
 from utils.checkpoint import list_checkpoints
 
 ENDS = [name for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
-FLAGS = [*TINY, "--epochs", 7, "--sample_every", 0, "--keep", 99, "--device", "cpu"]
+FLAGS = [*TINY, "--epochs", 7, "--keep", 99, "--device", "cpu"]
 PARTS = ("network", "ema", "optimizers", "generator", "step")
 
 

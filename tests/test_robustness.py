@@ -226,7 +226,7 @@ def test_compiling_without_a_compiler_is_refused(refuses, own_folder, monkeypatc
 
 
 def test_a_checkpoint_that_lacks_what_training_needs(cli, refuses):
-    flags = [*TINY, "--experiment_name", "a", "--sample_every", 0, "--epochs"]
+    flags = [*TINY, "--experiment_name", "a", "--epochs"]
     assert cli("main", *flags, 1)[0] == 0
     path = Path("checkpoints/a/model_epoch_0.pth")
     values = torch.load(path, weights_only=True)
