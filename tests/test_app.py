@@ -1,10 +1,14 @@
 """The page: its actions, which need no page, and all of it in a browser, where there is one."""
 
 import dataclasses
+import importlib
+import inspect
 import io
 import shutil
+import sys
 import time
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -170,6 +174,86 @@ def test_test_digits_fit_the_canvas(actions, monkeypatch):
         app_actions, "load_dataset", lambda *args: SimpleNamespace(images=synthetic_digits(3, 0)[0])
     )
     assert actions.test_digit().size == (CANVAS, CANVAS)
+
+
+class Shown(Exception):
+    def __init__(self, line, print_exception):
+        super().__init__(line)
+
+
+class Control:
+    """Of Gradio's, as much as the page asks of one before it is shown: its value."""
+
+    def __init__(self, *given, value=None, **options):
+        first = given[0] if given else None
+        self.value = value or (first[0] if isinstance(first, list) else first)
+
+    def __getattr__(self, event):
+        return mock.Mock(name=event)
+
+
+PATH = [(2.0, "noise"), (1.0, "a digit")]
+
+
+def idle(name, result):
+    """An action that takes what the real one takes, and gives or raises `result`."""
+    takes = inspect.signature(getattr(Actions, name))
+
+    def action(*given, **named):
+        takes.bind(None, *given, **named)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    return action
+
+
+@pytest.fixture
+def wired(monkeypatch, actions):
+    """The page made without Gradio, of actions that do nothing: the module, the actions, and
+    (function, inputs, outputs) of each event."""
+    gradio, events = mock.MagicMock(Error=Shown), []
+    for name in ("Dropdown", "Textbox", "Number", "Slider"):
+        setattr(gradio, name, Control)
+    gradio.State = lambda: Control(value=PATH)
+    gradio.ImageEditor = lambda *given, **options: Control(value={"composite": "a canvas"})
+    gradio.on = lambda triggers, function, inputs, outputs, **_: events.append(
+        (function, inputs or [], outputs if isinstance(outputs, list) else [outputs])
+    )
+    monkeypatch.setitem(sys.modules, "gradio", gradio)
+    monkeypatch.delitem(sys.modules, "app.__main__", raising=False)
+    results = {"model": actions.model(DISTILLED), "test_digit": "a digit", "path": PATH}
+    results |= dict.fromkeys(("draw", "complete", "between"), ("a picture", "a line"))
+    results["opinions"] = ("a digit", {"1": 1.0}, {"1": 1.0}, "a line")
+    idlers = SimpleNamespace(**{name: idle(name, result) for name, result in results.items()})
+    module = importlib.import_module("app.__main__")
+    yield module, idlers, events
+    del sys.modules["app.__main__"]
+
+
+def test_every_event_gives_its_function_what_it_takes_and_shows_what_it_gives(wired):
+    module, actions, events = wired
+    module.make_page(actions)
+    assert len(events) == 9
+    for function, inputs, outputs in events:
+        given = function(*(control.value for control in inputs))
+        assert len(outputs) == (len(given) if isinstance(given, (tuple, list)) else 1)
+
+
+def test_bad_input_is_a_line_on_the_page(wired):
+    module, actions, events = wired
+    actions.draw = idle("draw", UserError("--labels 5,x: must be of the classes"))
+    module.make_page(actions)
+    function, inputs, _ = events[0]
+    with pytest.raises(Shown, match="^labels 5,x: must be of the classes$"):
+        function(*(control.value for control in inputs))
+
+
+def test_a_port_that_cannot_be_had(wired, monkeypatch):
+    module, *_ = wired
+    module.gr.Blocks.return_value.__enter__.return_value.launch.side_effect = OSError("in use")
+    with pytest.raises(UserError, match="--port 7860: cannot be had: in use"):
+        module.serve(AppConfig(device="cpu"))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from config import TrainConfig
 from models import build_model
 from models.trained import load_trained
 from tests.conftest import DIGITS, same, save_model
-from tests.test_distributed import finish, torchrun
+from tests.processes import ranks
 from training.distiller import DistillingTrainer, inherited
 from training.matching import Matching
 from training.tuning import Draws
@@ -81,7 +81,7 @@ def test_two_processes_distil_as_one(cli, teacher):
         Image.fromarray(image[0].numpy()).save(f"digits/{label}/{number}.png")
     command = [*TINY, "--teacher", teacher(dataset="folder"), "--data_dir", "digits"]
     assert cli("main", *command, "--experiment_name", "one")[0] == 0
-    finish(torchrun(2, "main", *command, "--experiment_name", "two"))
+    ranks(2, "main", *command, "--experiment_name", "two")
     one, two = last("one"), last("two")
     assert one["step"] == two["step"] == 8 and torch.equal(one["generator"], two["generator"])
     start = torch.load("teacher.pth", weights_only=True)["ema"]

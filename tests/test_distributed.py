@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from config import TrainConfig, UserError
 from tests.conftest import DIGITS, ROOT, TINY, WITH_PATH
+from tests.processes import ranks
 from tests.test_data_loader import tiny, write_idx
 from training.denoising import DenoisingTrainer
 from training.loop import Run
@@ -84,11 +85,14 @@ def test_two_ranks_equal_one_and_checkpoints_move_between_them(cli):
     one = [*TRAIN, "--epochs", 5, "--experiment_name", "one", "--keep", 9]
     assert cli("main", *one)[0] == 0
     start = [*TRAIN, "--experiment_name", "moved", "--keep", 9, "--epochs"]
-    run = torchrun(2, "main", *start, 5)
+    Path("sitecustomize.py").write_text(LAST_WORDS)  # Python imports it first
+    env = {**WITH_PATH, "PYTHONPATH": f"{ROOT}:{Path.cwd()}"}
+    run = torchrun(2, "main", *start, 5, env=env)
     wait_for_checkpoint("moved", run)
     os.kill(workers(run)[1], signal.SIGTERM)  # and the first, which writes, hears of it
     stdout, _ = run.communicate(timeout=120)
     assert "stopped: checkpoints/moved" in stdout
+    assert stdout.count("alive at the end") == 3 and "gloo" not in stdout  # torchrun's own, too
     assert last("moved")["step"] < 20, "it was to be stopped on its way"
     assert "resuming" in cli("main", *start, 5)[1]
     a, b = last("one"), last("moved")
@@ -97,11 +101,7 @@ def test_two_ranks_equal_one_and_checkpoints_move_between_them(cli):
         for key, weight in a[part].items():
             torch.testing.assert_close(b[part][key], weight, atol=2e-5, rtol=1e-4, msg=key)
     assert torch.equal(a["generator"], b["generator"])
-    Path("sitecustomize.py").write_text(LAST_WORDS)  # Python imports it first
-    env = {**WITH_PATH, "PYTHONPATH": f"{ROOT}:{Path.cwd()}"}
-    stdout = finish(torchrun(2, "main", *start, 6, env=env))
-    assert "resuming" in stdout and last("moved")["step"] == 24
-    assert stdout.count("alive at the end") == 3 and "gloo" not in stdout  # torchrun's own, too
+    assert "resuming" in ranks(2, "main", *start, 6) and last("moved")["step"] == 24
 
 
 def test_two_ranks_draw_and_score_what_one_does(cli, tiny_checkpoint):
@@ -109,7 +109,7 @@ def test_two_ranks_draw_and_score_what_one_does(cli, tiny_checkpoint):
     draw = ["--checkpoint", path, "--num_samples", 35, "--batch_size", 10, "--steps", 4]
     draw += ["--sampler", "ddpm"]
     assert cli("generate", *draw, "--npz", "one.npz")[0] == 0
-    stdout = finish(torchrun(2, "generate", *draw, "--npz", "two.npz"))
+    stdout = ranks(2, "generate", *draw, "--npz", "two.npz")
     assert stdout.count("35 images") == 1  # one of them talks
     one, two = (np.load(f"{name}.npz")["images"] for name in ("one", "two"))
     assert np.array_equal(one, two)
@@ -117,7 +117,7 @@ def test_two_ranks_draw_and_score_what_one_does(cli, tiny_checkpoint):
     score = ["--path_to_model", path, "--num_samples", 60, "--batch_size", 10, "--steps", 4]
     score += ["--reference_images", "real.npz", "--seeds", 2, "--floor_draws", 2, "--json"]
     assert cli("validation", *score, "one.json")[0] == 0
-    finish(torchrun(2, "validation", *score, "two.json"))
+    ranks(2, "validation", *score, "two.json")
     one, two = (json.loads(Path(f"{name}.json").read_text()) for name in ("one", "two"))
     assert one["fid"] == pytest.approx(two["fid"], rel=1e-6)
     assert one["network_calls"] == two["network_calls"] == 6  # of 4 steps, two are guided
@@ -163,10 +163,9 @@ class SlowMirrorHandler(BaseHTTPRequestHandler):
 
 
 MIRROR = """
-import os
-if "LOCAL_RANK" in os.environ:
-    from torchvision.datasets import MNIST
-    MNIST.mirrors, MNIST.resources = ["http://127.0.0.1:{}/"], {}
+from torchvision.datasets import MNIST
+MNIST.mirrors, MNIST.resources = ["http://127.0.0.1:{}/"], {}
+os.environ["no_proxy"] = "127.0.0.1"
 """
 
 
@@ -176,10 +175,9 @@ def test_one_of_two_processes_downloads_the_data():
     files = {f"{path.name}.gz": gzip.compress(path.read_bytes()) for path in raw.iterdir()}
     sums = [(name, hashlib.md5(content).hexdigest()) for name, content in files.items()]
     with SlowMirror(files) as mirror:
-        Path("sitecustomize.py").write_text(MIRROR.format(mirror.server_port, sums))
-        env = {**WITH_PATH, "PYTHONPATH": f"{ROOT}:{Path.cwd()}", "no_proxy": "127.0.0.1"}
         flags = ["--batch_size", 20, "--width", 8, "--timesteps", 20, "--epochs", 1]
-        finish(torchrun(2, "main", *flags, "--device", "cpu", "--experiment_name", "a", env=env))
+        flags += ["--device", "cpu", "--experiment_name", "a"]
+        ranks(2, "main", *flags, first=MIRROR.format(mirror.server_port, sums))
         mirror.shutdown()
     assert set(mirror.asked) == set(files)
     assert len(mirror.asked) <= 2 * len(files)  # torchvision first asks where a file really is

@@ -10,7 +10,7 @@ from PIL import Image
 
 from config import UserError
 from models.trained import load_trained
-from tests.test_distributed import finish, torchrun
+from tests.processes import ranks
 from utils.data_loader import load_dataset
 from utils.image_folder import load_image_folder
 
@@ -111,7 +111,7 @@ def test_two_processes_make_the_steps_of_one(cli, request, kind):
     flags = [*TRAIN, "--data_dir", request.getfixturevalue(kind), "--epochs", 1]
     flags += ["--sample_every", 0]
     assert cli("main", *flags, "--experiment_name", "one")[0] == 0
-    finish(torchrun(2, "main", *flags, "--experiment_name", "two"))
+    ranks(2, "main", *flags, "--experiment_name", "two")
     one, two = last("one"), last("two")
     assert one["step"] == two["step"] == 3
     for key, weight in one["ema"].items():

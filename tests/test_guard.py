@@ -12,10 +12,12 @@ import pytest
 import torch
 
 from config import UserError
+from main import main
 from tests.conftest import ROOT, TINY, WITH_PATH, same
 from training import guard
 from training.guard import StopSignals, locked
 from utils.checkpoint import list_checkpoints
+from utils.script import run
 
 ENDS = [name for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 FLAGS = [*TINY, "--epochs", 7, "--keep", 99, "--device", "cpu"]
@@ -181,8 +183,12 @@ def last(name):
 def whole(tmp_path_factory):
     """The last checkpoint of a run that nobody disturbed."""
     folder = tmp_path_factory.mktemp("whole")
-    command = [sys.executable, str(ROOT / "main.py"), *map(str, FLAGS), "--experiment_name", "a"]
-    subprocess.run(command, env=WITH_PATH, cwd=folder, check=True, capture_output=True)
+    command = ["main.py", *map(str, FLAGS), "--experiment_name", "a"]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", command)
+        run(main)
+    assert end.value.code == 0
     return torch.load(list_checkpoints(folder / "checkpoints" / "a")[-1], weights_only=True)
 
 

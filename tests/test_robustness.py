@@ -51,7 +51,7 @@ def test_kill_9_at_any_moment_loses_nothing(own_folder):
     """Four of the kills that `python -m tests.kill 200` makes."""
     code = (
         "from tests.kill import kill_often\n"
-        "print(kill_often(kills=4, epochs=8, seconds=0.8), 'hits')"
+        "print(kill_often(kills=4, epochs=4, seconds=0.8), 'hits')"
     )
     result = subprocess.run(
         [sys.executable, "-c", code], env=WITH_PATH, capture_output=True, text=True, timeout=200
