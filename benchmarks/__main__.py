@@ -11,6 +11,7 @@
     python -m benchmarks compare   the shipped networks beside real images and other programs'
     python -m benchmarks samplers  FID against network calls, for each sampler
     python -m benchmarks guidance  FID and agreement with the label against the guidance scale
+    python -m benchmarks all       every published figure that the shipped weights decide
     python -m benchmarks report    publish what was measured, and show it in the pages
 
 Tables and figures are also written to outputs/benchmark/. Training and sampling are main.py's and
@@ -21,6 +22,7 @@ import sys
 
 from benchmarks.calibration import CalibrationConfig, calibrate
 from benchmarks.comparison import CompareConfig, compare
+from benchmarks.everything import EverythingConfig, everything
 from benchmarks.gpu import GPUConfig, gpu
 from benchmarks.report import ReportConfig, report
 from benchmarks.ruler import FeaturesConfig, FloorsConfig, SpacesConfig, faults, features, floors
@@ -50,6 +52,7 @@ BENCHMARKS = {
     "compare": (CompareConfig, compare),
     "samplers": (SamplersConfig, samplers),
     "guidance": (GuidanceConfig, guidance),
+    "all": (EverythingConfig, everything),
     "report": (ReportConfig, report),
 }
 
@@ -64,7 +67,7 @@ def main() -> None:
     kind, measure = BENCHMARKS[name]
     cfg = parse(kind, measure.__doc__, flags)
     measure(cfg)
-    if name == "report":
+    if name in ("all", "report"):
         return
     for key, value in provenance(pick_device(cfg.device)).items():
         if isinstance(value, dict):

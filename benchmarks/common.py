@@ -123,7 +123,7 @@ def write_table(
 
 
 def over_seeds(values: list[float]) -> Figure:
-    """Mean and standard deviation of what the seeds gave."""
+    """Mean and standard deviation of what the seeds, or rounds, gave."""
     if len(values) == 1:
         return values[0]
     return with_spread(statistics.mean(values), statistics.stdev(values))

@@ -46,7 +46,9 @@ class ReportConfig:
     """What to publish; without a flag, the pages are brought up to docs/results."""
 
     take: str | None = setting(
-        None, "publish these of outputs/benchmark/, as in floors,guidance: copy to docs/results/"
+        None,
+        "publish these of outputs/benchmark/, as in floors,guidance, or `all` that a page shows:"
+        " copy to docs/results/",
     )
     check: bool = setting(False, "change nothing; exit with 1 if a page differs from the results")
 
@@ -55,7 +57,10 @@ def report(cfg: ReportConfig) -> None:
     """Show the figures of docs/results in the pages; each stands there between its markers."""
     if not RESULTS.is_dir():
         raise UserError(f"there is no {RESULTS} here: run this in the project's folder")
-    for name in cfg.take.split(",") if cfg.take else ():
+    names = cfg.take.split(",") if cfg.take else []
+    if names == ["all"]:
+        names = [path.stem for path in RESULTS.glob("*.json") if (FOLDER / path.name).exists()]
+    for name in names:
         take(name)
     results = {path.stem: json.loads(path.read_text("utf-8")) for path in RESULTS.glob("*.json")}
     differing = []

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import mean
 
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from benchmarks.common import (
     draw_timed,
     judge,
     measurement_key,
+    over_seeds,
     reference_features,
     shipped_networks,
     whole_numbers,
@@ -49,25 +51,43 @@ from utils.device import pick_device
 from utils.files import write_atomically
 from utils.visualization import save_figure
 
+DISTILLED = PRETRAINED / "unet_fewstep.pth"
+
 
 @dataclass(frozen=True)
 class SpeedConfig(SamplingConfig):
     """What to draw with, and how many."""
 
-    num_samples: int = setting(250, "images to time", low=1)
+    num_samples: int = setting(500, "images to time", low=1)
+    rounds: int = setting(3, "how often; DDPM once", low=1)
     device: str = setting("auto", "where to compute", choices=DEVICES)
 
 
 def sample(cfg: SpeedConfig) -> None:
-    """Images/s of the shipped networks at generate.py's defaults, and by T steps of DDPM."""
-    rows = []
-    for name, model in shipped_networks(pick_device(cfg.device)):
-        _, rate, calls = draw_timed(model, cfg.num_samples, cfg)
-        ancestral = SamplingConfig(sampler="ddpm", guidance=1.0, batch_size=cfg.batch_size)
-        _, slow_rate, slow_calls = draw_timed(model, cfg.num_samples, ancestral)
-        rows.append([name, calls, rate, slow_calls, slow_rate, rate / slow_rate])
-    header = ["network", "calls", "images/s", "calls, ddpm", "images/s, ddpm", "ratio"]
-    write_table("sample", header, rows, pick_device(cfg.device))
+    """Images/s of the shipped networks by default, by T steps of DDPM, and distilled, in turns."""
+    device, ways = pick_device(cfg.device), {}
+    own = {"seed": cfg.seed, "batch_size": cfg.batch_size, "precision": cfg.precision}
+    ancestral = SamplingConfig(sampler="ddpm", guidance=1.0, **own)
+    for name, model in shipped_networks(device):
+        ways[name] = (name, model, cfg)
+        ways[f"{name}, ddpm"] = (name, model, ancestral)
+    if DISTILLED.exists() and "unet" in ways:
+        model = load_trained(DISTILLED, device)
+        for steps in (1, 2):
+            sampling = SamplingConfig(steps=steps, **own)
+            ways[f"unet_fewstep, {steps}"] = ("unet", model, sampling)
+    rates, calls = {way: [] for way in ways}, {}
+    for number in range(cfg.rounds):
+        for way, (_, model, sampling) in ways.items():
+            if number == 0 or sampling is not ancestral:
+                _, rate, calls[way] = draw_timed(model, cfg.num_samples, sampling)
+                rates[way].append(rate)
+    rows = [
+        [way, calls[way], over_seeds(rates[way]), mean(rates[way]) / mean(rates[name])]
+        for way, (name, *_) in ways.items()
+    ]
+    header = ["drawn by", "calls", "images/s", "times the network's default"]
+    write_table("sample", header, rows, device)
 
 
 FEW = 4  # calls: a distilled network gains nothing by more
@@ -81,9 +101,7 @@ class SamplersConfig(SamplingConfig):
     """
 
     checkpoint: str = setting(str(PRETRAINED / "unet.pth"), "the model to sample from")
-    distilled: str = setting(
-        str(PRETRAINED / "unet_fewstep.pth"), "what it was distilled into, if that file exists"
-    )
+    distilled: str = setting(str(DISTILLED), "what it was distilled into, if that file exists")
     calls: str = setting("1,2,4,6,8,10,15,20,50,100,300", "network calls an image, at most")
     num_samples: int = setting(10_000, "images for each score", low=40)
     inception: int | None = setting(None, "score N of them by Inception as well (768)", low=40)

@@ -16,7 +16,8 @@ import torch
 from utils import distributed
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCE = ("config.py", "models", "sampling", "training", "scoring", "benchmarks", "utils")
+SOURCE = ("config.py", "main.py", "generate.py", "validation.py")
+SOURCE += ("models", "sampling", "training", "scoring", "benchmarks", "utils")
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pytorch_fid")
 
 

@@ -1,0 +1,103 @@
+"""Every published figure that the shipped weights decide, measured one after another."""
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.common import FOLDER
+from config import DATA_DIR, DEVICES, UserError, setting
+from utils.provenance import SOURCE, source_hash
+
+SEED = 3000  # of published samples: by it nothing was chosen
+WEIGHTS = "checkpoints/pretrained"
+SHIPPED = {
+    "unet": f"--path_to_model {WEIGHTS}/unet.pth",
+    "resnet": f"--path_to_model {WEIGHTS}/resnet.pth",
+    "cnn": f"--path_to_model {WEIGHTS}/cnn.pth",
+    "one_call": f"--path_to_model {WEIGHTS}/unet_fewstep.pth",
+    "two_calls": f"--path_to_model {WEIGHTS}/unet_fewstep.pth --steps 2",
+}
+FIVE_SEEDS = f"validation.py --seed {SEED} --seeds 5"
+INCEPTION = "--num_samples 2000 --features inception --dims 768"
+
+
+def measurements() -> dict[str, tuple[float, str]]:
+    """By the result's name: the minutes that two CPU cores take, and the command after `python`."""
+    minutes = {"unet": 14, "resnet": 24, "cnn": 10, "one_call": 4, "two_calls": 5}
+    found = {"sample": (4, "-m benchmarks sample"), "floors": (24, "-m benchmarks floors")}
+    for name, flags in SHIPPED.items():
+        found[name] = minutes[name], f"{FIVE_SEEDS} {flags}"
+    for name, flags in SHIPPED.items():
+        found[f"{name}_inception"] = 11, f"{FIVE_SEEDS} {flags} {INCEPTION}"
+    unguided = f"{FIVE_SEEDS} {SHIPPED['unet']} --guidance 1"
+    found["unet_unguided"] = 12, unguided
+    for name in ("unet", "one_call"):
+        found[f"{name}_memorization"] = 8, f"validation.py {SHIPPED[name]} --memorization"
+    for name in ("unet", "resnet", "cnn"):
+        flags = "--likelihood --num_samples 10000"
+        found[f"{name}_likelihood"] = 30, f"validation.py {SHIPPED[name]} {flags}"
+    for name in ("unet", "one_call"):
+        flags = f"--seed {SEED} --num_samples 50000 --tstr"
+        found[f"{name}_tstr"] = 60, f"validation.py {SHIPPED[name]} {flags}"
+    found["guidance"] = 10, "-m benchmarks guidance"
+    found["faults"] = 12, "-m benchmarks faults --num_samples 2000"
+    calibration = f"--shuffles 2 {SHIPPED['one_call']} --seed {SEED}"
+    found["calibration"] = 20, f"-m benchmarks calibration {calibration}"
+    found["samplers_inception-768"] = 400, "-m benchmarks samplers --inception 2000"
+    return found
+
+
+@dataclass(frozen=True)
+class EverythingConfig:
+    """Which of the measurements to make; those that this code has made are kept."""
+
+    only: str | None = setting(None, "these alone, as in unet,floors; default all")
+    device: str = setting("auto", "where to compute", choices=DEVICES)
+    data_dir: str = setting(DATA_DIR, "where MNIST is, or is downloaded to")
+
+
+def everything(cfg: EverythingConfig) -> None:
+    """Measure every published figure of the shipped weights; `report --take all` publishes them.
+
+    The same command goes on after an interruption.
+    """
+    chosen = chosen_measurements(cfg.only)
+    left = {name: made for name, made in chosen.items() if not measured(name)}
+    hours = sum(minutes for minutes, _ in left.values()) / 60
+    print(f"{len(left)} of {len(chosen)} to measure: about {hours:.1f} hours on two CPU cores")
+    common = ["--device", cfg.device, "--data_dir", cfg.data_dir]
+    for number, (name, (minutes, line)) in enumerate(left.items(), 1):
+        print(f"\n== {number} of {len(left)}: {name}, about {minutes:g} min", flush=True)
+        command = shlex.split(line)
+        if command[0] == "validation.py":
+            command += ["--json", str(FOLDER / f"{name}.json")]
+        if name != "sample":  # which needs no data
+            command += common[2:]
+        start = time.monotonic()
+        done = subprocess.run([sys.executable, *command, *common[:2]])
+        if done.returncode or not measured(name):
+            raise UserError(f"{name}: python {line} has failed")
+        print(f"== {name}: {(time.monotonic() - start) / 60:.1f} min", flush=True)
+
+
+def chosen_measurements(only: str | None) -> dict[str, tuple[float, str]]:
+    """All, or those that `only` names. Raises UserError on other names."""
+    every = measurements()
+    names = only.split(",") if only else list(every)
+    for name in names:
+        if name not in every:
+            raise UserError(f"--only {only}: must be of {', '.join(every)}")
+    return {name: every[name] for name in names}
+
+
+def measured(name: str) -> bool:
+    """Is there a result of this code?"""
+    path: Path = FOLDER / f"{name}.json"
+    if not path.is_file():
+        return False
+    result = json.loads(path.read_text("utf-8"))
+    return result.get("provenance", result)["source"] == source_hash(SOURCE)
