@@ -1,10 +1,10 @@
-# `make demo`, `make app` and `make test` each do all the set-up on a fresh machine.
+# `make demo`, `make app` and `make test` each set up everything they need on a fresh machine.
 PYTHON ?= python3
 BIN := .venv/bin
 
 .PHONY: demo app test format clean
 
-# The stamp holds the requirements, so that a changed list is installed again.
+# The stamp files depend on the requirements, so a changed list is installed again.
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
@@ -29,7 +29,7 @@ demo: .venv/installed
 		--num_samples 100 --output outputs/demo/two_minutes.png
 	@echo "== Look at outputs/demo/shipped.png and outputs/demo/two_minutes.png"
 
-# Test digits are fetched before the page is there, if at all.
+# Downloads the test digits before the page opens; if that fails, uses synthetic ones.
 app: .venv/installed-app
 	@dataset=$$($(BIN)/python -m utils.data_loader); $(BIN)/python -m app --dataset $$dataset
 

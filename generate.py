@@ -1,7 +1,7 @@
 """Draw images from a trained model: `python generate.py` uses the shipped U-Net.
 
-Architecture, noise schedule and the shape of images come from the checkpoint, never from flags.
-Under `torchrun` the processes share the batches.
+The architecture, noise schedule and image shape come from the checkpoint, never from flags.
+Under `torchrun`, the processes share the batches.
 """
 
 import io
@@ -30,7 +30,7 @@ def generate(cfg: SampleConfig, device: torch.device) -> None:
     model = load_trained(cfg.checkpoint, device)
     plan = make_plan(cfg, model)
     wanted = {flag: getattr(cfg, flag) for flag in OUTPUTS if getattr(cfg, flag) is not None}
-    for check in (check_ending, check_output):  # all endings before the first folder is made
+    for check in (check_ending, check_output):  # check all endings before making any folder
         for flag, path in wanted.items():
             check(path, f"--{flag}", (OUTPUTS[flag],))
     check_different(wanted)
@@ -51,22 +51,22 @@ def generate(cfg: SampleConfig, device: torch.device) -> None:
 
 
 def write(cfg: SampleConfig, plan: Plan, images: Tensor, recorder: PathRecorder) -> None:
-    """The grid, and what else was asked for; a line about each file."""
+    """Write the grid and the other files asked for, and print a line about each."""
     grid = make_grid(torch.cat([*plan.above, images]), plan.columns, plan.padding)
     save_png(Path(cfg.output), grid)
     print(f"{cfg.output}: {len(images)} images")
     if cfg.reconstruct:
         error = (images.float() - plan.above[0].float()).square().mean().sqrt()
-        print(f"drawn again with an error of {error:.1f} grey levels (root mean square)")
+        print(f"reconstructed with an error of {error:.1f} grey levels (root mean square)")
     if cfg.npz:
         save_npz(Path(cfg.npz), images, plan.labels)
         print(f"{cfg.npz}: images {tuple(images.shape)}")
     if cfg.strip:
         save_png(Path(cfg.strip), strip(recorder.frames()))
-        print(f"{cfg.strip}: x0_hat along {plan.sampling.steps} steps")
+        print(f"{cfg.strip}: x0_hat over {plan.sampling.steps} steps")
     if cfg.animate:
         save_gif(Path(cfg.animate), film(recorder.frames(), plan.columns, plan.padding))
-        print(f"{cfg.animate}: x_t beside x0_hat along {plan.sampling.steps} steps")
+        print(f"{cfg.animate}: x_t beside x0_hat over {plan.sampling.steps} steps")
 
 
 def save_npz(path: Path, images: Tensor, labels: Tensor | None) -> None:

@@ -1,10 +1,10 @@
-"""Train a diffusion model: `python main.py`. Running the same command again resumes.
+"""Train a diffusion model: `python main.py`. Running the same command again resumes the run.
 
-`python main.py --teacher CHECKPOINT` distils one: what comes of it draws in one network call.
+`python main.py --teacher CHECKPOINT` distils a model into one that draws in one network call.
 
 Writes checkpoints/<experiment>/, outputs/<experiment>/ (loss curve, sample grids, run.json) and
 runs/<experiment>/ (`tensorboard --logdir runs`). `torchrun --nproc_per_node N main.py` trains with
-N processes, on as many GPUs where there are.
+N processes, each on its own GPU if there are GPUs.
 """
 
 import shlex

@@ -1,8 +1,8 @@
 """Score a checkpoint, every checkpoint of a run, or any set of images against real ones.
 
-Each score is printed beside its floor: what as many real images get from the same feature network
-against the same reference, over several draws of them. A model is as good as real data when it
-reaches the floor: the distance from there is given in standard deviations of a draw.
+Each score is printed next to its floor: what the same number of real images score, with the same
+feature network and reference, over several draws. A model that reaches the floor is as good as
+real data. The distance to the floor is in standard deviations of one draw.
 """
 
 import dataclasses
@@ -51,7 +51,7 @@ def find_models(cfg: EvalConfig) -> list[Path]:
 
 
 def load_model(cfg: EvalConfig, path: Path, device: torch.device) -> TrainedModel:
-    """The model to score. Raises UserError where it is not what the flags say."""
+    """The model to score. Raises UserError if it does not match the flags."""
     model = load_trained(path, device, "--path_to_model", cfg.held_out)
     if cfg.model_type and cfg.model_type != model.config.model_type:
         raise UserError(f"--model_type {cfg.model_type}: {path} holds a {model.config.model_type}")
@@ -63,17 +63,17 @@ def load_model(cfg: EvalConfig, path: Path, device: torch.device) -> TrainedMode
 
 
 def draw_candidate(cfg: EvalConfig, path: Path, model: TrainedModel) -> Candidate:
-    """Sample from a checkpoint, and count what an image costs."""
+    """Sample from a checkpoint and count the network calls per image."""
     sampling = resolve(cfg, model)
     labels = labels_for(model, cfg.num_samples, cfg.seed)
     if labels is None and (cfg.tstr or sampling.guidance != 1):
         flag = "--tstr" if cfg.tstr else f"--guidance {sampling.guidance:g}"
-        raise UserError(f"{flag}: {path} is unconditional, and its images have no labels")
-    evaluated = count_evaluated(model.net)  # by this process
+        raise UserError(f"{flag}: {path} is unconditional, so its images have no labels")
+    evaluated = count_evaluated(model.net)  # in this process
     what = f"drawing with {path.name}"
     images = draw_images(model, cfg.num_samples, sampling, what, labels=labels)
     options = dataclasses.asdict(sampling)
-    del options["precision"]  # a metric has that name, and `arithmetic` says what it came to
+    del options["precision"]  # a metric has that name; `arithmetic` has the precision used
     facts = {
         "model": str(path),
         "model_hash": content_hash(path.read_bytes()),
@@ -86,20 +86,20 @@ def draw_candidate(cfg: EvalConfig, path: Path, model: TrainedModel) -> Candidat
 
 
 def read_candidate(cfg: EvalConfig) -> Candidate:
-    """Anybody's images, from a folder of pictures, a .npz or a .npy, which may hold labels."""
+    """Images from any source: a folder of pictures, a .npy, or a .npz, which may have labels."""
     path = Path(cfg.images)
     found = read_images(path, "--images", at_least=NEAREST_K + 1)
     tell(found.notes)
     images, labels = found.images, found.labels
     check_features(cfg.features, tuple(images.shape[1:]), f"--images {path}")
-    if len(images) > cfg.num_samples:  # files are often sorted by class: not the first ones
+    if len(images) > cfg.num_samples:  # not the first ones: files are often sorted by class
         chosen = torch.randperm(len(images), generator=generator(Stream.ORDER, cfg.seed))
         chosen = chosen[: cfg.num_samples]
         images, labels = images[chosen], None if labels is None else labels[chosen]
     if cfg.tstr and labels is None:
-        raise UserError(f"--tstr: {path} holds no labels; a .npz may, as the array `labels`")
+        raise UserError(f"--tstr: {path} has no labels; a .npz can have them as the array `labels`")
     facts = {"images": cfg.images, "images_hash": image_hash(images)}
-    given = Path(os.path.abspath(path))  # which has a name, as `..` has not
+    given = Path(os.path.abspath(path))  # has a name even if the path is `..`
     name = cfg.experiment_name or (given.name if path.is_dir() else given.stem)
     return Candidate(images, labels, name, facts)
 
@@ -107,15 +107,15 @@ def read_candidate(cfg: EvalConfig) -> Candidate:
 def make_scorer(
     cfg: EvalConfig, candidate: Candidate, model: TrainedModel | None, device: torch.device
 ) -> Scorer:
-    """The reference is the test set of the model's data, or the images that --held_out or
-    --reference_images name."""
+    """Compare with the test set of the model's data, or with the images that --held_out or
+    --reference_images select."""
     name = model.config.dataset if model else cfg.dataset or "mnist"
     data_dir = cfg.data_dir or (model.config.data_dir if model else DATA_DIR)
     test_dir = cfg.test_dir or (model.config.test_dir if model else None)
     real = partial(load_dataset, name, data_dir, test_dir=test_dir, held_out=cfg.held_out)
     reference = cfg.reference_images
     if reference:
-        fewest = 2 * (NEAREST_K + 1)  # as one half of them is held against the other
+        fewest = 2 * (NEAREST_K + 1)  # because one half is compared with the other
         found = read_images(Path(reference), "--reference_images", at_least=fewest)
         tell(found.notes)
         images = found.images
@@ -136,21 +136,21 @@ def make_scorer(
 
 
 def result_path(cfg: EvalConfig, folder: str, name: str, deciding: object) -> Path:
-    """--json, or a file in outputs/; its name ends in a hash of all that is `deciding`, as JSON."""
+    """--json, or a file in outputs/ whose name ends in a hash of `deciding` as JSON."""
     digest = content_hash(json.dumps(deciding, sort_keys=True).encode())[:6]
     return Path(cfg.json) if cfg.json else Path("outputs") / folder / f"{name}_{digest}.json"
 
 
 def short_name(path: str | Path) -> str:
-    """A file's name without its ending, cut so that a result's name is none too long."""
+    """A file's name without its extension, cut so that the result's name is not too long."""
     return Path(path).stem[:50]
 
 
 def write_scores(cfg: EvalConfig, candidate: Candidate, found: dict | list) -> Path:
-    """Write the result, before anything is printed; where it went.
+    """Write the result before anything is printed, and return its path.
 
-    The name says what was scored, and ends in a hash of all that decides a score: another model,
-    seed or sampler never takes its place.
+    The name says what was scored and ends in a hash of everything that affects a score, so the
+    result of another model, seed or sampler never overwrites it.
     """
     scores = found if isinstance(found, dict) else found[-1]
     what = "all" if cfg.validate_all else short_name(scores.get("model", "images"))
@@ -166,7 +166,7 @@ def write_scores(cfg: EvalConfig, candidate: Candidate, found: dict | list) -> P
 
 
 def validate_one(cfg: EvalConfig, device: torch.device) -> None:
-    """Score images, or what a model draws from one or several seeds; table, JSON and figure."""
+    """Score images, or a model's samples from one or more seeds; make a table, JSON and figure."""
     model, scorer, found = None, None, []
     if not cfg.images:
         path = find_models(cfg)[0]
@@ -191,7 +191,7 @@ def validate_one(cfg: EvalConfig, device: torch.device) -> None:
 
 
 def validate_all(cfg: EvalConfig, device: torch.device) -> None:
-    """Score every checkpoint of an experiment; a curve, TensorBoard scalars and one JSON file."""
+    """Score every checkpoint of a run; write a curve, TensorBoard scalars and one JSON file."""
     scorer, logger, found = None, None, []
     for path in find_models(cfg):
         model = load_model(cfg, path, device)
@@ -217,7 +217,7 @@ def validate_all(cfg: EvalConfig, device: torch.device) -> None:
 
 
 def validate_likelihood(cfg: EvalConfig, device: torch.device) -> None:
-    """Bits per dimension of a model on the test set of its data; table, JSON and figure."""
+    """Measure a model's bits per dimension on its test set; make a table, JSON and figure."""
     path = find_models(cfg)[0]
     model = load_model(cfg, path, device)
     if not distributed.is_first():
@@ -248,7 +248,7 @@ def validate_likelihood(cfg: EvalConfig, device: torch.device) -> None:
 
 
 def check_flags(cfg: EvalConfig) -> None:
-    """Raises UserError where flags do not go together."""
+    """Raises UserError if flags do not go together."""
     if cfg.flow and not cfg.likelihood:
         raise UserError(f"--flow {cfg.flow}: needs --likelihood")
     apart = {"images": ("path_to_model", "likelihood", "validate_all", *cfg.carried())}
@@ -257,21 +257,21 @@ def check_flags(cfg: EvalConfig) -> None:
     for flag, others in apart.items():
         for other in others:
             if getattr(cfg, flag) and getattr(cfg, other):
-                raise UserError(f"--{flag} and --{other}: give one of them")
+                raise UserError(f"--{flag} and --{other}: give one, not both")
     if cfg.seeds > 1 and (cfg.images or cfg.likelihood or cfg.validate_all):
         raise UserError(
-            f"--seeds {cfg.seeds}: needs one model, no --images, --likelihood or --validate_all"
+            f"--seeds {cfg.seeds}: needs one model, not --images, --likelihood or --validate_all"
         )
     if cfg.seed + cfg.seeds > 2**63:
-        raise UserError(f"--seeds {cfg.seeds}: the last of them would be above 2^63 - 1")
+        raise UserError(f"--seeds {cfg.seeds}: the last seed would be above 2^63 - 1")
     if cfg.held_out and cfg.reference_images:
-        raise UserError("--held_out and --reference_images: give one of them")
+        raise UserError("--held_out and --reference_images: give one, not both")
     if cfg.validate_all and (cfg.path_to_model or not cfg.experiment_name):
         raise UserError("--validate_all: needs --experiment_name and no --path_to_model")
 
 
 def main() -> None:
-    cfg = parse(EvalConfig, "Score a model, or any images, against real ones.")
+    cfg = parse(EvalConfig, "Score a model, or any images, against real images.")
     check_flags(cfg)
     if cfg.json:
         check_output(cfg.json, "--json", (".json",))

@@ -1,6 +1,6 @@
-"""A page to play with, in a browser on this machine: `make app`, or `python -m app`.
+"""A page to play with in a browser on this machine: `make app`, or `python -m app`.
 
-Only the page is made here; what its controls do is in `app.actions`. It reports to nobody.
+This file only builds the page; `app.actions` does the work. No usage data is sent to anyone.
 """
 
 import functools
@@ -18,7 +18,7 @@ from sampling.samplers import SAMPLERS
 from scoring.classifier import CLASSES
 from utils.script import run
 
-os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}  # before it is imported
+os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}  # before the import
 try:
     import gradio as gr
 except ImportError:
@@ -27,15 +27,15 @@ except ImportError:
 
 DENOISERS = [name for name in NETWORKS if name != DISTILLED]
 STEPWISE = [name for name in SAMPLERS if name != FEW_STEP_SAMPLER]
-PROGRESS = gr.Progress()  # where a function has it as a default, the page shows it
-NARROW = 240  # pixels: three columns go on a page
+PROGRESS = gr.Progress()  # shown on the page for functions that have it as a default
+NARROW = 240  # pixels: three columns fit on the page
 CSS = "img { image-rendering: pixelated } button[aria-label=Color] { border: 1px solid grey }"
-# one action at a time, and of many clicks the last
+# one action at a time; of several clicks, the last one counts
 QUEUE = {"trigger_mode": "always_last", "concurrency_limit": 1, "concurrency_id": "network"}
 
 
 def on(triggers: Any, function: Callable, inputs: Any, outputs: Any) -> gr.events.Dependency:
-    """Call a function where one of `triggers` fires; bad input is a line on the page."""
+    """Call a function when one of `triggers` fires; show bad input as a line on the page."""
 
     @functools.wraps(function)
     def called(*values: Any) -> Any:
@@ -57,7 +57,7 @@ def number(value: int, label: str) -> gr.Number:
 
 
 def canvas(actions: Actions, *colors: str) -> gr.ImageEditor:
-    """A canvas to draw on, and below it a button that puts a test digit there."""
+    """A canvas to draw on, with a button below it that loads a test digit."""
     editor = gr.ImageEditor(
         Image.new("RGBA", (CANVAS, CANVAS), "black"),
         show_label=False,
@@ -85,7 +85,7 @@ def draw_tab(page: gr.Blocks, actions: Actions) -> None:
             digits, line = picture(), gr.Markdown()
 
     def draw_by_another(network: str, text: str, seed: int) -> tuple:
-        """With the steps and the guidance that suit this network."""
+        """Draw with the default steps and guidance of this network, and show them."""
         model, _ = actions.model(network)
         own = resolve(SamplingConfig(), model)
         controls = (
@@ -115,7 +115,7 @@ def watch_tab(tab: gr.Tab, actions: Actions) -> None:
                 paths.append(gr.State())
 
     def show(step: int, steps: int, *paths: list) -> list[gr.Image]:
-        """Of each sampler the call as far on its way: Heun's makes two a step."""
+        """Show every sampler equally far along its path; Heun makes two calls per step."""
         updates = []
         for path in paths:
             sigma, shown = path[round((step - 1) / (steps - 1) * (len(path) - 1))]
@@ -137,7 +137,7 @@ def complete_tab(actions: Actions) -> None:
     with gr.Row():
         with gr.Column(min_width=NARROW):
             gr.Markdown(
-                "Draw a part of a digit. What is missing may be painted red:"
+                "Draw part of a digit. You can paint the missing part red:"
                 " choose red below the eraser, then the brush again."
             )
             editor = canvas(actions, "#ffffff", "#ff0000", "#000000")
@@ -146,7 +146,7 @@ def complete_tab(actions: Actions) -> None:
             where = gr.Dropdown(["painted red", *HALVES], label="What is missing")
             seed, button = number(0, "Seed"), gr.Button("Complete it", variant="primary")
         with gr.Column(min_width=NARROW):
-            gr.Markdown("What is known, and eight completions")
+            gr.Markdown("The known part, and eight completions")
             completed, line = picture(), gr.Markdown()
 
     def complete(network: str, drawn: dict, where: str, seed: int, report=PROGRESS) -> tuple:
@@ -177,7 +177,7 @@ def opinion_tab(actions: Actions) -> None:
             seen, line = picture("as they see it"), gr.Markdown()
         with gr.Column(min_width=NARROW):
             judges = [gr.Label(label="The classifier", num_top_classes=3)]
-            label = "The diffusion model: the label by which it predicts noise best"
+            label = "The diffusion model: the label with which it predicts noise best"
             judges.append(gr.Label(label=label, num_top_classes=3))
 
     def judge(network: str, drawn: dict) -> tuple:
@@ -202,14 +202,14 @@ def make_page(actions: Actions) -> gr.Blocks:
 
 
 def serve(cfg: AppConfig) -> gr.Blocks:
-    """Show the page on 127.0.0.1. Raises UserError where the port cannot be had."""
+    """Show the page on 127.0.0.1. Raises UserError if the port is not available."""
     page, where = make_page(Actions(cfg)), {"server_name": "127.0.0.1", "server_port": cfg.port}
     options = {"share": False, "footer_links": [], "css": CSS, "quiet": True}
     try:
         page.launch(**where, **options, prevent_thread_lock=True)
     except OSError as error:
-        raise UserError(f"--port {cfg.port}: cannot be had: {error}") from None
-    print(f"open http://127.0.0.1:{cfg.port} in a browser; Ctrl-C ends it", flush=True)
+        raise UserError(f"--port {cfg.port}: not available: {error}") from None
+    print(f"open http://127.0.0.1:{cfg.port} in a browser; Ctrl-C stops it", flush=True)
     return page
 
 

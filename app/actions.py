@@ -1,4 +1,4 @@
-"""What the page can do, as plain methods: no page is needed to call them. Pictures are uint8."""
+"""The actions of the page, as plain methods that work without it. Pictures are uint8."""
 
 import random
 import time
@@ -31,31 +31,31 @@ DRAWN, BETWEEN, COMPLETIONS = 64, 10, 8  # images
 class Actions:
     """The shipped networks, and what can be done with them. Methods raise UserError on bad input.
 
-    `network` is one of NETWORKS, `digit` a class by name, `canvas` (S, S, 4) what was drawn by
-    hand. A `line` says what an action took.
+    `network` is one of NETWORKS, `digit` a class name, `canvas` (S, S, 4) a drawing by hand.
+    A `line` reports the time and the network calls of an action.
     """
 
     def __init__(self, cfg: AppConfig):
         self.cfg, self.device = cfg, pick_device(cfg.device)
-        self.model = cache(self.model)  # loaded when it is first asked for
+        self.model = cache(self.model)  # loaded on first use
 
     def model(self, network: str) -> tuple[TrainedModel, list[int]]:
-        """The model, and how many images each of its calls has evaluated."""
+        """The model, and the number of images that each of its calls evaluated."""
         path = CLASSIFIER_PATH.with_name(f"{NETWORKS[network]}.pth")
         model = load_trained(path, self.device)
         return model, count_evaluated(model.net)
 
     @cached_property
     def test_digits(self) -> Tensor:
-        """(N, 1, 28, 28)."""
+        """The test images, (N, 1, 28, 28)."""
         return load_dataset(self.cfg.dataset, self.cfg.data_dir, "test").images
 
     def test_digit(self) -> Image.Image:
-        """One of them, for a canvas."""
+        """A random test digit, for a canvas."""
         return enlarged(random.choice(self.test_digits), CANVAS // 28).convert("RGBA")
 
     def run(self, network: str, plan: Plan, watch: Watch | None = None) -> tuple[Tensor, str]:
-        """Draw what is planned: images (N, 1, 28, 28), and a line."""
+        """Draw what `plan` says: images (N, 1, 28, 28), and a line."""
         model, evaluated = self.model(network)
         evaluated.clear()
         start = time.perf_counter()
@@ -65,29 +65,29 @@ class Actions:
         return images, f"{plan.count} images in {seconds:.2f} s, network calls for each: {calls:g}"
 
     def ask(self, network: str, watch: Watch | None = None, **flags) -> tuple[Tensor, str]:
-        """Draw what the flags of `generate.py` would."""
+        """Draw what `generate.py` would draw with these flags."""
         plan = make_plan(check(SampleConfig(**flags)), self.model(network)[0])
         return self.run(network, plan, watch)
 
     def draw(
         self, network: str, number: str, seed: int, steps: int, guidance: float
     ) -> tuple[Image.Image, str]:
-        """64 digits, or a number as often as it fits, and a line."""
+        """64 digits, or a number as often as it fits in 64 images; and a line."""
         if len(number) > DRAWN:
-            raise UserError(f"a number of {len(number)} digits: at most {DRAWN} are drawn")
+            raise UserError(f"the number has {len(number)} digits: at most {DRAWN} can be drawn")
         row = len(number) if len(number) > 1 else 8
         flags = {"labels": ",".join(number) or None, "num_samples": DRAWN // row * row}
         images, line = self.ask(network, seed=seed, steps=steps, guidance=guidance, **flags)
         return enlarged(make_grid(images, row), 3), line
 
     def between(self, network: str, digit: str, first: int, last: int) -> tuple[Image.Image, str]:
-        """Images from one seed to another, both included, and a line."""
+        """Images from one seed to another, both ends included; and a line."""
         seeds = f"{first},{last}"
         images, line = self.ask(network, label=digit, interpolate=seeds, num_samples=BETWEEN)
         return enlarged(make_grid(images, BETWEEN), 4), line
 
     def path(self, network: str, digit: str, **flags) -> list[tuple[float, Image.Image]]:
-        """One image's way, for each network call: sigma, and x_t, x0_hat, eps_hat side by side.
+        """One image's path: for each network call, sigma and x_t, x0_hat, eps_hat side by side.
 
         The noise eps_hat = (x - x0_hat) / sigma is shown at a third of its strength.
         """
@@ -104,16 +104,16 @@ class Actions:
     def complete(
         self, network: str, canvas: np.ndarray, where: str, seed: int, report: Callable
     ) -> tuple[Image.Image, str]:
-        """What is known of a digit, then completions of it; and a line.
+        """The known part of a digit, then completions of it; and a line.
 
-        Drawn anew is the half that `where` names, or what is painted in red on the canvas.
-        `report` is told the share of the work that is done.
+        The missing part is the half that `where` names, or what is painted red on the canvas.
+        `report` is called with the fraction of the work done.
         """
         model, _ = self.model(network)
         digit, missing = read_canvas(canvas)
         missing = load_mask(where, model.data) if where in HALVES else missing
         if not missing.any():
-            raise UserError("nothing is missing: choose a half, or paint in red what to draw anew")
+            raise UserError("nothing is missing: choose a half, or paint the missing part red")
         sampling = resolve(check(SamplingConfig(seed=seed)), model, MODE_SAMPLERS["inpaint"])
         known, schedule = (
             to_model_range(digit.repeat(COMPLETIONS, 1, 1, 1)),
@@ -130,7 +130,7 @@ class Actions:
         return enlarged(make_grid(images, 3), 4), line
 
     def opinions(self, network: str, canvas: np.ndarray) -> tuple[Image.Image, dict, dict, str]:
-        """A digit as the judges see it, how likely it is what, and a line.
+        """A digit as the judges see it, each judge's class probabilities, and a line.
 
         The judges are the classifier, and the diffusion model itself.
         """
@@ -148,13 +148,13 @@ class Actions:
 
 
 def flat(canvas: np.ndarray) -> Image.Image:
-    """RGB; what is transparent is black."""
+    """The canvas as RGB, on a black background."""
     picture = Image.fromarray(canvas)
     return Image.alpha_composite(Image.new("RGBA", picture.size, "black"), picture).convert("RGB")
 
 
 def read_canvas(canvas: np.ndarray) -> tuple[Tensor, Tensor]:
-    """The digit (1, 28, 28) on a canvas (S, S, 4), and where that is painted in red, bool."""
+    """The digit (1, 28, 28) on a canvas (S, S, 4), and a bool mask of what is painted red."""
     small = flat(canvas).resize(DigitClassifier.shape[1:], Image.Resampling.BOX)
     red, green = (torch.from_numpy(np.array(small.getchannel(name)))[None] for name in "RG")
     return green, red.int() - green.int() > 64

@@ -1,21 +1,21 @@
-"""The measurements behind the published tables: each prints a Markdown table, most draw a figure.
+"""The measurements behind the published tables: each prints a Markdown table, some draw a figure.
 
-    python -m benchmarks floors    what real images score against the test set, by their number
+    python -m benchmarks floors    what real images score against the test set, by sample size
     python -m benchmarks faults    which metric notices which fault in real images
-    python -m benchmarks calibration  is the spread that a score states the one that it has?
-    python -m benchmarks features  images/s of the feature networks, and FID by another program
+    python -m benchmarks calibration  do the stated spreads of the scores match their true spreads?
+    python -m benchmarks features  images/s of the feature networks, and FID by pytorch-fid
     python -m benchmarks train     FID against minutes of training (--profile: where a step goes)
     python -m benchmarks speedrun  minutes of training until a given FID
-    python -m benchmarks gpu       images/s of training and sampling on a GPU, by CUDA graphs
+    python -m benchmarks gpu       images/s of training and sampling on a GPU, with CUDA graphs
     python -m benchmarks sample    images/s of the shipped networks, and of ancestral sampling
-    python -m benchmarks compare   the shipped networks beside real images and other programs'
+    python -m benchmarks compare   FID of the shipped networks, real images and other programs
     python -m benchmarks samplers  FID against network calls, for each sampler
     python -m benchmarks guidance  FID and agreement with the label against the guidance scale
-    python -m benchmarks all       every published figure that the shipped weights decide
-    python -m benchmarks report    publish what was measured, and show it in the pages
+    python -m benchmarks all       every published figure of the shipped weights
+    python -m benchmarks report    publish results and show them in the pages
 
-Tables and figures are also written to outputs/benchmark/. Training and sampling are main.py's and
-generate.py's own; scoring is not on the clock.
+Tables and figures are also written to outputs/benchmark/. Training and sampling use the code of
+main.py and generate.py; scoring is not timed.
 """
 
 import sys

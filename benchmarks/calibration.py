@@ -1,4 +1,4 @@
-"""Is the spread that a score states the one that it has?"""
+"""Do the stated spreads of the scores match their true spreads?"""
 
 import dataclasses
 import math
@@ -28,28 +28,28 @@ from scoring.yardstick import stand_ins
 from utils.data_loader import load_dataset
 from utils.device import pick_device
 
-CERTAIN = 0.9  # of the interval around a ratio
-Round = list[dict[str, Score]]  # scores of sets that have no image in common
+CERTAIN = 0.9  # confidence level of the interval around a ratio
+Round = list[dict[str, Score]]  # scores of disjoint sets of images
 
 
 @dataclass(frozen=True)
 class CalibrationConfig(SamplingConfig):
-    """Which sets to score: of real images, and of one network."""
+    """Which sets to score, of real images and of one network."""
 
-    sizes: str = setting("2000,5000,10000", "numbers of images in a set")
-    num_samples: int = setting(60_000, "real images to cut into sets, at most", low=40)
-    sets: int = setting(30, "disjoint sets of real images in a shuffle, at most", low=2)
-    shuffles: int = setting(5, "of the training images, each cut into sets anew", low=1)
-    path_to_model: str | None = setting(None, "also score what this network draws")
-    seeds: int = setting(10, "sets that it draws, of the seeds from --seed on", low=2)
+    sizes: str = setting("2000,5000,10000", "numbers of images per set")
+    num_samples: int = setting(60_000, "real images to split into sets, at most", low=40)
+    sets: int = setting(30, "disjoint sets of real images per shuffle, at most", low=2)
+    shuffles: int = setting(5, "how often to shuffle the training images and split them", low=1)
+    path_to_model: str | None = setting(None, "also score samples of this network")
+    seeds: int = setting(10, "sets that it draws, one per seed from --seed on", low=2)
     features: str = setting("mnist", "feature networks", choices=("mnist", "inception", "both"))
     dims: int = setting(768, "Inception layer", choices=INCEPTION_DIMS)
-    device: str = setting("auto", "where to compute", choices=DEVICES)
-    data_dir: str = setting(DATA_DIR, "where MNIST is, or is downloaded to")
+    device: str = setting("auto", "device to run on", choices=DEVICES)
+    data_dir: str = setting(DATA_DIR, "data directory, downloaded to if empty")
 
 
 def calibrate(cfg: CalibrationConfig) -> None:
-    """Stated and true spread of each metric: of real images, and of a network over seeds."""
+    """Stated and true spread of each metric, for real images and for a network over seeds."""
     sizes = whole_numbers("sizes", cfg.sizes, at_least=2 * (NEAREST_K + 1))
     train = load_dataset("mnist", cfg.data_dir, "train").images
     pool = stand_ins(train, cfg.num_samples)
@@ -71,12 +71,12 @@ def calibrate(cfg: CalibrationConfig) -> None:
                 found = [all_scores(features[:n], reference) for features in own]
                 rows += table_rows([network.name, "network", n], [found])
     header = ["features", "images", "n", "metric", "sets", "mean", "true spread", "stated"]
-    header += ["ratio", "least", "most"]  # it lies between those with the certainty CERTAIN
+    header += ["ratio", "least", "most"]  # bounds of the ratio at confidence CERTAIN
     write_table("calibration", header, rows, pick_device(cfg.device), keys=4)
 
 
 def drawn_sets(cfg: CalibrationConfig, count: int) -> list[Tensor]:
-    """`count` images of each seed, of the network."""
+    """`count` samples of the network for each seed."""
     model = load_trained(cfg.path_to_model, pick_device(cfg.device), "--path_to_model")
     seeds = range(cfg.seed, cfg.seed + cfg.seeds)
     return [draw(model, count, dataclasses.replace(cfg, seed=seed)) for seed in seeds]
@@ -109,9 +109,9 @@ def spreads(rounds: list[list[Score]]) -> tuple[float, float, float, float]:
     """Mean, true spread, its degrees of freedom, and stated spread of one metric.
 
     The true spread is the root of the mean over rounds of the variance within a round, the stated
-    one the root of the mean of the stated variances. Scores with long tails say less of theirs than
-    normally distributed ones: the degrees of freedom are divided by 1 + k / 2, with k the excess
-    kurtosis (Box 1953).
+    one the root of the mean of the stated variances. Long tails make a variance less certain than
+    it is for normally distributed scores, so the degrees of freedom are divided by 1 + k / 2, where
+    k is the excess kurtosis (Box 1953).
     """
     values = [[value for value, _ in scores] for scores in rounds]
     freedom = sum(len(found) - 1 for found in values)
@@ -126,7 +126,7 @@ def spreads(rounds: list[list[Score]]) -> tuple[float, float, float, float]:
 
 
 def ratio_interval(ratio: float, freedom: float) -> tuple[float, float]:
-    """What stated / true may be: the true variance is known like a chi-square of `freedom`."""
+    """Confidence interval of stated / true, by a chi-square of `freedom` degrees of freedom."""
     tails = ((1 - CERTAIN) / 2, (1 + CERTAIN) / 2)
     low, high = (math.sqrt(2 * gammaincinv(freedom / 2, tail) / freedom) for tail in tails)
     return ratio * low, ratio * high

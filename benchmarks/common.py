@@ -23,30 +23,30 @@ from utils.files import write_atomically
 from utils.provenance import hardware, provenance, source_hash
 
 FOLDER = Path("outputs") / "benchmark"
-SEARCH_SEED = 1000  # of samples by which something is chosen; what is reported has other seeds
+SEARCH_SEED = 1000  # of samples used to choose something; reported results use other seeds
 
-# the code that decides what samples score; a benchmark that keeps measurements adds its own file
+# the code that decides what samples score; a benchmark that caches results adds its own file
 ROOMS = ("config.py", "models", "sampling", "scoring", "utils", "benchmarks/common.py")
 
 Figure = float | str | dict[str, float] | None  # a dict holds a `value` and its `spread`
 
 
 def feature_networks(features: str, dims: int, device: str) -> list[FeatureNetwork]:
-    """The ones that --features (mnist, inception or both) and --dims name."""
+    """The feature networks that --features (mnist, inception or both) and --dims select."""
     names = ("mnist", "inception") if features == "both" else (features,)
     return [load_features(name, dims, pick_device(device)) for name in names]
 
 
 def check_inception(inception: int | None, num_samples: int) -> None:
-    """Raises UserError where Inception is to score more images than there are."""
+    """Raises UserError if Inception would have to score more images than there are."""
     if inception and inception > num_samples:
         raise UserError(f"--inception {inception}: must be at most --num_samples")
 
 
 def reference_features(network: FeatureNetwork, data_dir: str, held_out: bool = False) -> Tensor:
-    """What every score here is held against: the features of MNIST's test set.
+    """The reference of every score here: the features of MNIST's test set.
 
-    With `held_out`, those of the training images that are held out, to choose by.
+    With `held_out`, those of the held-out training images, for choosing settings.
     """
     test = load_dataset("mnist", data_dir, "test", held_out=held_out)
     return extract(network, test.images, "the reference", cache=True)
@@ -55,13 +55,13 @@ def reference_features(network: FeatureNetwork, data_dir: str, held_out: bool = 
 def judge(
     network: FeatureNetwork, data_dir: str, held_out: bool = False
 ) -> Callable[[Tensor], float]:
-    """The FID of images against `reference_features`, in the features of `network`."""
+    """A function that gives the FID of images against `reference_features` of `network`."""
     reference = Reference(reference_features(network, data_dir, held_out))
     return lambda images: fid(extract(network, images, "samples"), reference)
 
 
 def whole_numbers(flag: str, value: str, at_least: int) -> list[int]:
-    """The integers in '512,5000'. Raises UserError where one is none, or too small."""
+    """The integers in '512,5000'. Raises UserError if one is not an integer or is too small."""
     numbers = [int(part) if part.isdecimal() else -1 for part in value.split(",")]
     if min(numbers) < at_least:
         raise UserError(f"--{flag} {value}: must be integers >= {at_least}, like 8,16")
@@ -71,10 +71,10 @@ def whole_numbers(flag: str, value: str, at_least: int) -> list[int]:
 def measurement_key(
     device: torch.device, rooms: tuple[str, ...], data: list[Dataset], *deciding: Any
 ) -> str:
-    """A hash of everything that decides a measurement, for the name of the file that keeps it.
+    """A hash of everything that decides a measurement, for the name of its cache file.
 
-    It is of the source in `rooms` (as `source_hash` has them), torch, the hardware, the data, and
-    whatever else is `deciding`, as JSON has it.
+    It covers the source in `rooms` (see `source_hash`), torch, the hardware, the data, and whatever
+    else is `deciding`, as JSON.
     """
     sets = [(image_hash(each.images), content_hash(each.labels.numpy().tobytes())) for each in data]
     parts = [source_hash(rooms), torch.__version__, hardware(device), sets, deciding]
@@ -86,9 +86,9 @@ def with_spread(value: float, spread: float) -> dict[str, float]:
 
 
 def figure_text(figure: Figure, form: str = "") -> str:
-    """A figure in words. `form` is a format of Python's, such as ".3f", for it and its spread.
+    """A figure as text. `form` is a Python format, such as ".3f", for the value and its spread.
 
-    Without one, a spread is given to two digits, and a number to four. None is "".
+    Without one, a spread gets two digits and a number four. None is "".
     """
     if figure is None or isinstance(figure, str):
         return figure or ""
@@ -102,10 +102,10 @@ def figure_text(figure: Figure, form: str = "") -> str:
 def write_table(
     name: str, header: list[str], rows: list[list[Figure]], device: torch.device, keys: int = 1
 ) -> None:
-    """A table of figures, on the terminal and as Markdown; and a file that `report` can publish.
+    """Print a table of figures; write it as Markdown, and as a JSON file that `report` can publish.
 
-    The first `keys` cells of a row name it: in the file the row is a dict {column: figure}, which
-    is found under them.
+    The first `keys` cells of a row name it: the file stores the row under them, as a dict
+    {column: figure}.
     """
     lines = [header, ["---"] + ["---:"] * (len(header) - 1)]
     lines += [[figure_text(cell) or "-" for cell in row] for row in rows]
@@ -123,7 +123,7 @@ def write_table(
 
 
 def over_seeds(values: list[float]) -> Figure:
-    """Mean and standard deviation of what the seeds, or rounds, gave."""
+    """Mean and standard deviation over seeds or rounds; with only one, its value."""
     if len(values) == 1:
         return values[0]
     return with_spread(statistics.mean(values), statistics.stdev(values))
@@ -146,7 +146,7 @@ def shipped_networks(device: torch.device) -> Iterator[tuple[str, TrainedModel]]
 def draw_timed(
     model: TrainedModel, count: int, sampling: SamplingConfig
 ) -> tuple[Tensor, float, float]:
-    """Images 0..count-1 of a seed, images/s and network calls an image; warm-up not counted."""
+    """Images 0..count-1 of a seed, images/s and network calls per image; warm-up is not timed."""
     draw(model, min(count, 16), SamplingConfig(steps=2))
     evaluated = count_evaluated(model.net)
     start = time.perf_counter()
@@ -156,7 +156,7 @@ def draw_timed(
 
 
 def seconds_each(work: Callable[[], object], device: torch.device, times: int = 10) -> float:
-    """Mean time of a call, after two that do not count."""
+    """Mean time of a call, after two warm-up calls."""
     for count in (2, times):
         start = time.perf_counter()
         for _ in range(count):

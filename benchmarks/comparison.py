@@ -1,4 +1,4 @@
-"""The shipped networks beside real images and other programs'."""
+"""The shipped networks compared with real images and with other programs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,18 +23,18 @@ from utils.images import load_images
 
 @dataclass(frozen=True)
 class CompareConfig(SamplingConfig):
-    """What to hold the shipped networks against, and at how many images."""
+    """What to compare the shipped networks with, and at how many images."""
 
     images: str | None = setting(None, "other programs' images, as in a.npz,b.npz")
     sizes: str = setting("512,5000", "numbers of images to score")
     features: str = setting("both", "feature networks", choices=("mnist", "inception", "both"))
     dims: int = setting(768, "Inception layer", choices=INCEPTION_DIMS)
-    device: str = setting("auto", "where to compute", choices=DEVICES)
-    data_dir: str = setting(DATA_DIR, "where MNIST is, or is downloaded to")
+    device: str = setting("auto", "device to run on", choices=DEVICES)
+    data_dir: str = setting(DATA_DIR, "data directory, downloaded to if empty")
 
 
 def compare(cfg: CompareConfig) -> None:
-    """FID of the shipped networks, of other programs' images and of real ones, in both spaces."""
+    """FID of the shipped networks, real images and other programs' images, in both spaces."""
     sizes = whole_numbers("sizes", cfg.sizes, at_least=2)
     device, most = pick_device(cfg.device), max(sizes)
     paths = [Path(part) for part in (cfg.images or "").split(",") if part]

@@ -1,4 +1,4 @@
-"""Every published figure that the shipped weights decide, measured one after another."""
+"""Measures every published figure of the shipped weights, one after another."""
 
 import json
 import shlex
@@ -12,7 +12,7 @@ from benchmarks.common import FOLDER
 from config import DATA_DIR, DEVICES, UserError, setting
 from utils.provenance import SOURCE, source_hash
 
-SEED = 3000  # of published samples: by it nothing was chosen
+SEED = 3000  # of published samples; nothing was chosen with it
 WEIGHTS = "checkpoints/pretrained"
 SHIPPED = {
     "unet": f"--path_to_model {WEIGHTS}/unet.pth",
@@ -26,7 +26,7 @@ INCEPTION = "--num_samples 2000 --features inception --dims 768"
 
 
 def measurements() -> dict[str, tuple[float, str]]:
-    """By the result's name: the minutes that two CPU cores take, and the command after `python`."""
+    """For each result: minutes on two CPU cores, and the command after `python`."""
     minutes = {"unet": 14, "resnet": 24, "cnn": 10, "one_call": 4, "two_calls": 5}
     found = {"sample": (4, "-m benchmarks sample"), "floors": (24, "-m benchmarks floors")}
     for name, flags in SHIPPED.items():
@@ -53,17 +53,17 @@ def measurements() -> dict[str, tuple[float, str]]:
 
 @dataclass(frozen=True)
 class EverythingConfig:
-    """Which of the measurements to make; those that this code has made are kept."""
+    """Which measurements to make; existing results of this code are kept."""
 
-    only: str | None = setting(None, "these alone, as in unet,floors; default all")
-    device: str = setting("auto", "where to compute", choices=DEVICES)
-    data_dir: str = setting(DATA_DIR, "where MNIST is, or is downloaded to")
+    only: str | None = setting(None, "only these, as in unet,floors; default all")
+    device: str = setting("auto", "device to run on", choices=DEVICES)
+    data_dir: str = setting(DATA_DIR, "data directory, downloaded to if empty")
 
 
 def everything(cfg: EverythingConfig) -> None:
     """Measure every published figure of the shipped weights; `report --take all` publishes them.
 
-    The same command goes on after an interruption.
+    After an interruption, the same command continues.
     """
     chosen = chosen_measurements(cfg.only)
     left = {name: made for name, made in chosen.items() if not measured(name)}
@@ -75,7 +75,7 @@ def everything(cfg: EverythingConfig) -> None:
         command = shlex.split(line)
         if command[0] == "validation.py":
             command += ["--json", str(FOLDER / f"{name}.json")]
-        if name != "sample":  # which needs no data
+        if name != "sample":  # it needs no data
             command += common[2:]
         start = time.monotonic()
         done = subprocess.run([sys.executable, *command, *common[:2]])
@@ -85,17 +85,17 @@ def everything(cfg: EverythingConfig) -> None:
 
 
 def chosen_measurements(only: str | None) -> dict[str, tuple[float, str]]:
-    """All, or those that `only` names. Raises UserError on other names."""
+    """All measurements, or those in `only`. Raises UserError for unknown names."""
     every = measurements()
     names = only.split(",") if only else list(every)
     for name in names:
         if name not in every:
-            raise UserError(f"--only {only}: must be of {', '.join(every)}")
+            raise UserError(f"--only {only}: must be some of {', '.join(every)}")
     return {name: every[name] for name in names}
 
 
 def measured(name: str) -> bool:
-    """Is there a result of this code?"""
+    """Whether there is a result of the current code."""
     path: Path = FOLDER / f"{name}.json"
     if not path.is_file():
         return False

@@ -22,9 +22,9 @@ def plot_learning_curves(curves: list[list[dict]]) -> Figure:
 
 
 def plot_sampler_curves(spaces: dict[str, dict[str, dict[int, float]]]) -> Figure:
-    """A score against network calls: a panel for each score, a line for each sampler.
+    """Scores against network calls: a panel for each score, a line for each sampler.
 
-    spaces: by score and sampler, {network calls: score}. Cut off at 20 times the least of a panel.
+    spaces: {score: {sampler: {network calls: value}}}. A panel ends at 20 times its least value.
     """
     figure = Figure(figsize=(6 * len(spaces), 4.5))
     panels = figure.subplots(1, len(spaces), squeeze=False)[0]
@@ -46,20 +46,20 @@ def plot_sampler_curves(spaces: dict[str, dict[str, dict[int, float]]]) -> Figur
 def plot_faults(found: dict[str, dict], sets: dict[str, Tensor]) -> Figure:
     """Some images of each set, and its FID and coverage in every feature space.
 
-    found: by feature network and set, the scores {metric: (value, standard error)}.
+    found: {feature network: {set: {metric: (value, standard error)}}}.
     """
     names, shown = list(sets), 8
     figure = Figure(figsize=(11, 0.55 * len(names) + 0.8))
     panels = figure.subplots(1, 3, sharey=True, width_ratios=(1.15, 1, 1))
     examples = make_grid(torch.cat([sets[name][:shown] for name in names]), columns=shown)
-    rows = (0, 1, len(names) - 0.5, -0.5)  # so that each row of images stands beside its bars
+    rows = (0, 1, len(names) - 0.5, -0.5)  # puts each row of images beside its bars
     panels[0].imshow(pixels(examples), cmap="gray", aspect="auto", extent=rows)
     panels[0].set(xticks=[], yticks=range(len(names)), yticklabels=names)
     height, places = 0.8 / len(found), np.arange(len(names))
     for shift, (network, by_set) in enumerate(found.items()):
         for axes, metric in zip(panels[1:], ("fid", "coverage"), strict=True):
             values = [by_set[name][metric][0] for name in names]
-            if metric == "fid":  # in units of what untouched images get
+            if metric == "fid":  # relative to untouched images
                 values = [value / values[0] for value in values]
             offset = (shift - (len(found) - 1) / 2) * height
             axes.barh(places + offset, values, height, label=network)

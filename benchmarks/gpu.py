@@ -1,4 +1,4 @@
-"""What CUDA graphs give on one GPU: images/s of training with and without, and of sampling."""
+"""CUDA graphs on one GPU: images/s of training with and without them, and of sampling."""
 
 import dataclasses
 import shlex
@@ -19,22 +19,22 @@ from utils.graphs import Graphed
 
 @dataclass(frozen=True)
 class GPUConfig(SamplingConfig):
-    """What to train and to draw with, and how many."""
+    """What to train, what to sample from, and how many images."""
 
-    batch_sizes: str = setting("512,2048", "images a training step")
+    batch_sizes: str = setting("512,2048", "images per training step")
     settings: str = setting("", "more flags of main.py, as in '--model_type cnn'")
     times: int = setting(50, "steps to time", low=1)
     checkpoint: str = setting(str(PRETRAINED / "unet.pth"), "the model to sample from")
     num_samples: int = setting(10_000, "images to draw", low=1)
-    device: str = setting("auto", "where to compute: a GPU", choices=DEVICES)
+    device: str = setting("auto", "device to run on: a GPU", choices=DEVICES)
 
 
 def gpu(cfg: GPUConfig) -> None:
-    """Images/s on one GPU: of training, plain and as one graph, and of sampling."""
+    """Images/s on one GPU: training, plain and as one graph, and sampling."""
     training = parse(TrainConfig, "", shlex.split(cfg.settings))
     device = pick_device(cfg.device, training.precision)
     if device.type != "cuda":
-        raise UserError(f"--device {cfg.device}: must be cuda: only its steps become graphs")
+        raise UserError(f"--device {cfg.device}: must be cuda, the only device with CUDA graphs")
     rows = []
     for batch in whole_numbers("batch_sizes", cfg.batch_sizes, at_least=1):
         for compiled in (False, True):
@@ -45,7 +45,7 @@ def gpu(cfg: GPUConfig) -> None:
     header = ["training, images/s", "plain", "one graph", "ratio"]
     write_table("gpu_training", header, rows, device)
     model = load_trained(cfg.checkpoint, device)
-    draw_timed(model, cfg.num_samples, cfg)  # libraries choose their kernels
+    draw_timed(model, cfg.num_samples, cfg)  # warm-up: libraries choose their kernels
     _, rate, calls = draw_timed(model, cfg.num_samples, cfg)
     alone = forward_rate(model, cfg, cfg.times) / calls
     row = [f"{calls:.0f} calls", rate, alone, rate / alone]
@@ -54,8 +54,8 @@ def gpu(cfg: GPUConfig) -> None:
 
 
 def training_rates(cfg: TrainConfig, device: torch.device, times: int) -> tuple[float, float]:
-    """Images/s of plain steps, and of those that the trainer takes on this device."""
-    torch.compiler.reset()  # it compiles a function for so many networks alone, and no more
+    """Images/s of plain steps, and of the steps that the trainer takes on this device."""
+    torch.compiler.reset()  # it compiles a function for a limited number of networks only
     images = torch.randint(256, (2 * cfg.batch_size, 1, 28, 28), dtype=torch.uint8, device=device)
     labels = torch.zeros(len(images), dtype=torch.long, device=device)
     index = torch.randperm(len(images), device=device)[: cfg.batch_size]
@@ -75,7 +75,7 @@ def training_rates(cfg: TrainConfig, device: torch.device, times: int) -> tuple[
 
 
 def forward_rate(model: TrainedModel, sampling: SamplingConfig, times: int) -> float:
-    """Images/s of one network call on a batch, and nothing else."""
+    """Images/s of a single network call on a batch, without anything else."""
     sampling, device = resolve(sampling, model), model.device
     x = torch.randn(sampling.batch_size, *model.data.shape, device=device)
     t = torch.full_like(x[:, 0, 0, 0], model.diffusion.schedule.timesteps / 2)

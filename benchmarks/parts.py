@@ -1,4 +1,4 @@
-"""What a training step spends its time on, part by part, beside the machine's best product."""
+"""Where the time of a training step goes, beside the machine's fastest matrix product."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from training.denoising import DenoisingTrainer
 from training.graphed import GraphedOptimization
 from utils.graphs import Graphed
 
-FOLLOWING = "forward, backward"  # measured together, as one cannot be had without the other
+FOLLOWING = "forward, backward"  # measured together: backward needs forward
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a part of a step: its time, and the floating-point operations of its products."""
+    """The time of a part of a step, and the floating-point operations of its matrix products."""
 
     seconds: float
     operations: int
@@ -27,7 +27,7 @@ class Cost:
 
 
 def gemm_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of the best matrix product this machine does, in `dtype`."""
+    """Operations per second of the fastest matrix product on this machine, in `dtype`."""
     rates = []
     for n in (512, 1024, 2048, 4096) + (8192,) * (device.type == "cuda"):
         a, b = torch.randn(2, n, n, device=device).to(dtype)
@@ -36,7 +36,7 @@ def gemm_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def parts_of(trainer: DenoisingTrainer, x0: Tensor, y: Tensor) -> dict[str, Callable[[], object]]:
-    """What `Optimization.step` does in turn, as calls of their own; each needs those before it."""
+    """The parts of `Optimization.step`, in order, as separate calls; each needs those before it."""
     optimization = trainer.optimization
     net, graphed = optimization.net, isinstance(optimization, GraphedOptimization)
     bad = torch.zeros((), device=x0.device)
@@ -67,11 +67,12 @@ def parts_of(trainer: DenoisingTrainer, x0: Tensor, y: Tensor) -> dict[str, Call
 def cost_of_parts(
     trainer: DenoisingTrainer, eager: DenoisingTrainer, x0: Tensor, y: Tensor, times: int
 ) -> dict[str, Cost]:
-    """What each part of a step costs alone, on CUDA as a graph of its own; backward, by difference.
+    """The cost of each part of a step alone, on CUDA as its own graph; backward by difference.
 
-    Operations are counted in `eager`, the same trainer not compiled. Both are spoilt by this.
+    Operations are counted in `eager`, the same trainer without compilation. Neither trainer is
+    usable afterwards.
     """
-    for each in (trainer, eager):  # optimizers make their state at the first step
+    for each in (trainer, eager):  # optimizers create their state at the first step
         each.train_step(x0, y, progress=0.0)
     counted, costs = parts_of(eager, x0, y), {}
     for name, part in parts_of(trainer, x0, y).items():

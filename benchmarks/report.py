@@ -1,23 +1,23 @@
-"""Published figures are data: docs/results/*.json, which this shows in the pages.
+"""Published figures are data, in docs/results/*.json; this module shows them in the pages.
 
-A results file holds `values`, by keys, and what made them (`utils.provenance`). A page shows them
-in two ways. A table stands between two lines of their own,
+A results file has nested `values` and their provenance (`utils.provenance`). A page shows them in
+two ways. A table stands between two marker lines,
 
     <!-- results: floors -->
     <!-- end -->
 
-and is docs/tables/floors.md with its holes filled. A figure in a sentence is
+and is docs/tables/floors.md with its holes filled. A figure in a sentence is written as
 
     of 5,000 <!--=floors.mnist.5000.fid:.3f-->0.032 ± 0.009<!---->
 
-What a hole `{...}` or such a figure names is a results file and keys in it, joined by dots; after a
-colon may follow a format of Python's, which holds for the figure and its spread. `floors@commit` is
-what made the file, not a value. In a table
+A hole `{...}` or such a figure names a results file and keys in it, joined by dots. After a colon
+there can be a Python format, which applies to the figure and its spread. `floors@commit` is part of
+the file's provenance, not a value. In a table,
 
     | {floors.mnist.*.n:,} | {floors.mnist.*.fid:.3f} | {floors.mnist.*.recall.value:.3f} |
 
-is a line for each key at the star, but for those that another hole of the table names, and
-`{...:least .3f}` is in bold where it is the least of the column.
+becomes one line for each key at the star, except keys that another hole of the table names, and
+`{...:least .3f}` is bold if it is the least in its column.
 """
 
 import json
@@ -36,25 +36,25 @@ from utils.provenance import SOURCE, commit, source_hash
 RESULTS, TABLES = Path("docs/results"), Path("docs/tables")
 BLOCK = re.compile(r"^(<!-- results: (\S+) -->\n)((?!<!--).*\n)*(<!-- end -->)$", re.M)
 INLINE = re.compile(r"(<!--=([^<>]+)-->)((?!<!--).)*(<!---->)", re.S)
-FIRST = re.compile(r"^[\s>*+-]*(\d+[.)]\s+)?<!--=", re.M)  # in a line, which is then all HTML
+FIRST = re.compile(r"^[\s>*+-]*(\d+[.)]\s+)?<!--=", re.M)  # a figure here makes the line HTML
 HOLE = re.compile(r"\{([^{}]+)\}")
 ELSEWHERE = re.compile(r"(?<=[\s\"',=])(\.\.)?/[^\s\"',]*/")  # folders of the machine that measured
 
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """What to publish; without a flag, the pages are brought up to docs/results."""
+    """What to publish; without flags, the pages are updated from docs/results."""
 
     take: str | None = setting(
         None,
-        "publish these of outputs/benchmark/, as in floors,guidance, or `all` that a page shows:"
-        " copy to docs/results/",
+        "results in outputs/benchmark/ to publish (copy to docs/results/), as in floors,guidance;"
+        " `all`: those that docs/results/ has already",
     )
     check: bool = setting(False, "change nothing; exit with 1 if a page differs from the results")
 
 
 def report(cfg: ReportConfig) -> None:
-    """Show the figures of docs/results in the pages; each stands there between its markers."""
+    """Show the figures of docs/results in the pages, each between its markers."""
     if not RESULTS.is_dir():
         raise UserError(f"there is no {RESULTS} here: run this in the project's folder")
     names = cfg.take.split(",") if cfg.take else []
@@ -76,15 +76,21 @@ def report(cfg: ReportConfig) -> None:
                 write_atomically(page, rendered.encode())
     if cfg.check and differing:
         pages = ", ".join(differing)
-        print(f"{pages}: not as {RESULTS}; run python -m benchmarks report", file=sys.stderr)
+        print(
+            f"{pages}: not up to date with {RESULTS}; run python -m benchmarks report",
+            file=sys.stderr,
+        )
         sys.exit(1)
-    print("\n".join(f"written: {page}" for page in differing) or f"all pages are as {RESULTS} says")
+    print(
+        "\n".join(f"written: {page}" for page in differing)
+        or f"all pages match the {RESULTS} files"
+    )
 
 
 def render_page(text: str, results: dict[str, dict]) -> str:
-    """`text` with every table and figure as `results` {name of the file: its content} has them.
+    """`text` with every table and figure filled in from `results`, {file name: content}.
 
-    Raises UserError where markers do not pair or name no figure.
+    Raises UserError if markers do not pair up or do not name a figure.
     """
     if first := FIRST.search(text):
         line = text.count("\n", 0, first.end()) + 1
@@ -111,7 +117,7 @@ def render_table(template: str, results: dict[str, dict]) -> str:
 
 
 def repeated(line: str, template: str, results: dict[str, dict]) -> list[str]:
-    """The line for every key at its first star, and so on for further stars."""
+    """The line once for every key at its first star, and likewise for further stars."""
     starred = next((hole for hole in HOLE.findall(line) if "*" in hole), None)
     if starred is None:
         return [line]
@@ -133,17 +139,17 @@ def repeated(line: str, template: str, results: dict[str, dict]) -> list[str]:
 
 
 def figure(hole: str, results: dict[str, dict]) -> str:
-    """The text of what "path" or "path:format" names. Raises UserError where that is no figure."""
+    """The text of the figure "path" or "path:format". Raises UserError if there is none."""
     path, _, form = hole.partition(":")
     value = lookup(path, results)
     try:
         return figure_text(value, form)
     except (KeyError, TypeError, ValueError):
-        raise UserError(f"{hole}: is no figure, or its format does not fit") from None
+        raise UserError(f"{hole}: is not a figure, or its format does not fit") from None
 
 
 def lookup(path: str, results: dict[str, dict]) -> Any:
-    """What lies at file.key.key in its values, or at file@key in the file. Raises UserError."""
+    """The value at file.key.key, or the field file@key of the file. Raises UserError if missing."""
     name, sign, keys = re.fullmatch(r"([^.@]*)([.@]?)(.*)", path, re.S).groups()
     content = results.get(name, {})
     for found in at_path(content if sign == "@" else content.get("values"), keys):
@@ -152,7 +158,7 @@ def lookup(path: str, results: dict[str, dict]) -> Any:
 
 
 def at_path(tree: Any, path: str) -> Iterator[Any]:
-    """What lies at key.key in nested dicts; a key may itself hold dots, as 1.5 does."""
+    """The values at key.key in nested dicts; a key may itself contain dots, like 1.5."""
     if not path:
         yield tree
     elif isinstance(tree, dict):
@@ -162,10 +168,10 @@ def at_path(tree: Any, path: str) -> Iterator[Any]:
 
 
 def take(name: str) -> None:
-    """Publish outputs/benchmark/NAME.json, of a benchmark or by `validation.py --json`.
+    """Publish outputs/benchmark/NAME.json, made by a benchmark or by `validation.py --json`.
 
-    Raises UserError where it is missing or of several checkpoints, or where no commit holds the
-    code that made it.
+    Raises UserError if it is missing, if it covers several checkpoints, or if the code that made it
+    is in no commit.
     """
     path = FOLDER / f"{name}.json"
     if not path.is_file():
@@ -177,7 +183,7 @@ def take(name: str) -> None:
         raise UserError(f"--take {name}: {path} is not a result of one table or one model")
     clean = commit()
     if result["source"] == source_hash(SOURCE) and clean and "+" not in clean:
-        result["commit"] = clean  # measured before this was committed, or where there was no git
+        result["commit"] = clean  # measured before the commit, or without git
     if not result["commit"] or "+" in result["commit"]:
         raise UserError(f"--take {name}: the code that measured it is in no commit")
     text = ELSEWHERE.sub("", json.dumps(result, indent=1, ensure_ascii=False))
@@ -185,7 +191,7 @@ def take(name: str) -> None:
 
 
 def figures_of(scores: dict) -> dict:
-    """Numbers and texts of a score file. A score is with its standard error, or else its spread."""
+    """Numbers and texts of a score file; scores have their standard error, or else their spread."""
     figures = {}
     for key, value in scores.items():
         spread = scores.get(f"{key}_error", scores.get(f"{key}_spread"))

@@ -1,4 +1,4 @@
-"""The ruler itself: what real images score, which metric sees which fault, and how fast it is."""
+"""Measures the metrics: scores of real images, which metric notices which fault, and speed."""
 
 import subprocess
 import sys
@@ -38,24 +38,24 @@ class SpacesConfig:
 
     features: str = setting("both", "feature networks", choices=("mnist", "inception", "both"))
     dims: int = setting(768, "Inception layer", choices=INCEPTION_DIMS)
-    num_samples: int = setting(10_000, "how many real images, at most", low=40, high=20_000)
-    other_images: str | None = setting(None, "faults: score these images as well")
-    seed: int = setting(0, "which real images, and the faults' randomness", low=0)
-    data_dir: str = setting(DATA_DIR, "where MNIST is, or is downloaded to")
-    device: str = setting("auto", "where to compute", choices=DEVICES)
+    num_samples: int = setting(10_000, "number of real images, at most", low=40, high=20_000)
+    other_images: str | None = setting(None, "faults: also score these images")
+    seed: int = setting(0, "seed for the choice of real images and for the faults", low=0)
+    data_dir: str = setting(DATA_DIR, "data directory, downloaded to if empty")
+    device: str = setting("auto", "device to run on", choices=DEVICES)
 
 
 @dataclass(frozen=True)
 class FloorsConfig(SpacesConfig):
-    """The same, and how many draws."""
+    """The same, and the number of draws."""
 
     floor_draws: int | None = setting(
-        None, "disjoint draws, as far as they fit; default 10, inception 10,000 images", low=1
+        None, "disjoint draws, at most; default 10 (inception: 10,000 images in all)", low=1
     )
 
 
 def floors(cfg: FloorsConfig) -> None:
-    """What real training images score against the MNIST test set, for several numbers of them.
+    """What real training images score against the MNIST test set, for several sample sizes.
 
     The mean over disjoint draws and the standard deviation of a draw, as in `scoring.yardstick`.
     """
@@ -78,7 +78,7 @@ def floors(cfg: FloorsConfig) -> None:
 
 
 def faulty_sets(images: Tensor, labels: Tensor, n: int, seed: int) -> dict[str, Tensor]:
-    """Sets of n images made of real ones (N, 1, 28, 28) uint8, by the name of what is wrong."""
+    """Sets of n images made from real ones (N, 1, 28, 28) uint8, by the name of their fault."""
     noise = torch.randn((n, *images.shape[1:]), generator=generator(Stream.NOISE, seed))
     return {
         "nothing": images[:n],
@@ -90,7 +90,7 @@ def faulty_sets(images: Tensor, labels: Tensor, n: int, seed: int) -> dict[str, 
 
 
 def faults(cfg: SpacesConfig) -> None:
-    """What is done to real images, and what each metric in each feature space makes of it."""
+    """Scores of real images with faults, by each metric in each feature space."""
     train = load_dataset("mnist", cfg.data_dir, "train")
     chosen = torch.randperm(len(train.images), generator=torch.Generator().manual_seed(cfg.seed))
     sets = faulty_sets(train.images[chosen], train.labels[chosen], cfg.num_samples, cfg.seed)
@@ -120,12 +120,12 @@ class FeaturesConfig:
     """How many images to time the feature networks on."""
 
     num_samples: int = setting(2000, "PNGs in each of the two folders", low=40, high=10_000)
-    device: str = setting("auto", "where to compute", choices=DEVICES)
-    data_dir: str = setting(DATA_DIR, "where MNIST is, or is downloaded to")
+    device: str = setting("auto", "device to run on", choices=DEVICES)
+    data_dir: str = setting(DATA_DIR, "data directory, downloaded to if empty")
 
 
 def pytorch_fid(*arguments: object) -> tuple[str, float]:
-    """What that program's command line prints last, and the seconds it took."""
+    """The last line that the pytorch-fid command prints, and the seconds it took."""
     command = [sys.executable, "-m", "pytorch_fid", *map(str, arguments)]
     start = time.perf_counter()
     result = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -133,10 +133,10 @@ def pytorch_fid(*arguments: object) -> tuple[str, float]:
 
 
 def features(cfg: FeaturesConfig) -> None:
-    """Time to score two folders of PNGs, here and by the pytorch-fid command line.
+    """Time to score two folders of PNGs, here and with the pytorch-fid command.
 
-    One folder holds test images, the other the same blurred. Both programs start from the files.
-    Starting Python and importing torch is left out on both sides.
+    One folder has test images, the other the same images blurred. Both programs start from the
+    files. The time to start Python and import torch is excluded for both.
     """
     device = pick_device(cfg.device)
     test = load_dataset("mnist", cfg.data_dir, "test").images

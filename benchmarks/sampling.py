@@ -56,15 +56,15 @@ DISTILLED = PRETRAINED / "unet_fewstep.pth"
 
 @dataclass(frozen=True)
 class SpeedConfig(SamplingConfig):
-    """What to draw with, and how many."""
+    """How to draw, and how many images."""
 
     num_samples: int = setting(500, "images to time", low=1)
-    rounds: int = setting(3, "how often; DDPM once", low=1)
-    device: str = setting("auto", "where to compute", choices=DEVICES)
+    rounds: int = setting(3, "how often to time each; DDPM once", low=1)
+    device: str = setting("auto", "device to run on", choices=DEVICES)
 
 
 def sample(cfg: SpeedConfig) -> None:
-    """Images/s of the shipped networks by default, by T steps of DDPM, and distilled, in turns."""
+    """Images/s of the shipped networks: by default, with T steps of DDPM, and distilled."""
     device, ways = pick_device(cfg.device), {}
     own = {"seed": cfg.seed, "batch_size": cfg.batch_size, "precision": cfg.precision}
     ancestral = SamplingConfig(sampler="ddpm", guidance=1.0, **own)
@@ -90,35 +90,35 @@ def sample(cfg: SpeedConfig) -> None:
     write_table("sample", header, rows, device)
 
 
-FEW = 4  # calls: a distilled network gains nothing by more
+FEW = 4  # calls; a distilled network gains nothing from more
 
 
 @dataclass(frozen=True)
 class SamplersConfig(SamplingConfig):
-    """What to draw with, how often the network may be called, and how closely to look.
+    """What to sample from, with how many network calls, and how many images to score.
 
-    Of the settings of sampling, `sampler` leaves out all others, and `steps` come from `calls`.
+    Of the sampling settings, `sampler` selects a single sampler, and `steps` follow from `calls`.
     """
 
     checkpoint: str = setting(str(PRETRAINED / "unet.pth"), "the model to sample from")
-    distilled: str = setting(str(DISTILLED), "what it was distilled into, if that file exists")
-    calls: str = setting("1,2,4,6,8,10,15,20,50,100,300", "network calls an image, at most")
+    distilled: str = setting(str(DISTILLED), "its distilled version, if that file exists")
+    calls: str = setting("1,2,4,6,8,10,15,20,50,100,300", "network calls per image, at most")
     num_samples: int = setting(10_000, "images for each score", low=40)
-    inception: int | None = setting(None, "score N of them by Inception as well (768)", low=40)
-    held_out: bool = setting(False, "to choose: score against what the network was not shown")
+    inception: int | None = setting(None, "also score N of them by Inception (768)", low=40)
+    held_out: bool = setting(False, "to choose settings: score against held-out training images")
     seed: int = setting(SEARCH_SEED, "of the samples", low=0, high=2**63 - 1)
-    device: str = setting("auto", "where to compute", choices=DEVICES)
-    data_dir: str = setting(DATA_DIR, "where MNIST is, or is downloaded to")
+    device: str = setting("auto", "device to run on", choices=DEVICES)
+    data_dir: str = setting(DATA_DIR, "data directory, downloaded to if empty")
 
 
 def affordable(sampling: SamplingConfig, model: TrainedModel, calls: int) -> SamplingConfig | None:
-    """`sampling` at the most steps that take at most so many network calls an image, or None."""
+    """`sampling` with the most steps that fit into `calls` network calls per image, or None."""
     schedule, best = model.diffusion.schedule, None
     for steps in range(1, min(calls, schedule.timesteps) + 1):
         tried = resolve(dataclasses.replace(sampling, steps=steps), model)
         sigmas = schedule.sampling_sigmas(steps, tried.spacing)
         levels = list(sigmas[:-1])
-        if tried.sampler == "heun":  # whose every step between two of the levels calls at both
+        if tried.sampler == "heun":  # a step between two levels calls the network at both
             levels += levels[1:-1]
         twice = sum(guidance_at(sigma, tried, sigmas) not in (0, 1) for sigma in levels)
         best = tried if len(levels) + twice <= calls else best
@@ -126,18 +126,18 @@ def affordable(sampling: SamplingConfig, model: TrainedModel, calls: int) -> Sam
 
 
 class Measured:
-    """FIDs in several feature spaces, kept in a file so that none is measured twice.
+    """FIDs in several feature spaces, cached in a file so that none is measured twice.
 
-    The file's name must tell of the code and the data, as `measurement_key` does.
+    The file name must identify the code and the data, as `measurement_key` does.
     """
 
     def __init__(self, path: Path, spaces: list[tuple[str, int, Callable[[Tensor], float]]]):
-        """spaces: name of the features, number of images, and the FID of images there."""
+        """spaces: name of the features, number of images, and a function for the FID of images."""
         self.path, self.spaces = path, spaces
         self.known = json.loads(path.read_text()) if path.exists() else {}
 
     def scores(self, what: str, images_of: Callable[[int], Tensor]) -> list[float]:
-        """In each space, the FID of as many images as are scored there; images_of(n) draws them."""
+        """The FID in each space, over its number of images; images_of(n) draws n of them."""
         keys = [f"{what}, {n} {name}" for name, n, _ in self.spaces]
         pairs = zip(keys, self.spaces, strict=True)
         missing = [pair for pair in pairs if pair[0] not in self.known]
@@ -150,9 +150,9 @@ class Measured:
 
 
 def samplers(cfg: SamplersConfig) -> None:
-    """FID against network calls an image: each sampler unguided, and the default one guided.
+    """FID against network calls per image: each sampler unguided, and the default one guided.
 
-    What the same code has measured before is kept, and not done again.
+    Results that the same code has measured before are reused.
     """
     calls = whole_numbers("calls", cfg.calls, at_least=1)
     check_inception(cfg.inception, cfg.num_samples)
@@ -185,14 +185,14 @@ def samplers(cfg: SamplersConfig) -> None:
 def sampler_curves(
     cfg: SamplersConfig, model: TrainedModel, measured: Measured, calls: list[int]
 ) -> list[dict[str, dict[int, float]]]:
-    """For each space {row of the table: {network calls: FID}}; the first row is real images'."""
+    """For each space {row of the table: {network calls: FID}}; the first row is of real images."""
     real = "real training images"
     train = load_dataset("mnist", cfg.data_dir, "train", held_out=cfg.held_out).images
     floors = measured.scores(real, partial(stand_ins, train))
     curves = [{real: dict.fromkeys(calls, floor)} for floor in floors]
     samplers = [name for name in SAMPLERS if model.few_step == (name == FEW_STEP_SAMPLER)]
     entries = [(name, 1.0) for name in samplers] + [(SAMPLER, resolve(cfg, model).guidance)]
-    for sampler, guidance in dict.fromkeys(entries):  # an unguided network's two are one
+    for sampler, guidance in dict.fromkeys(entries):  # equal if the default guidance is 1
         if cfg.sampler not in (None, sampler):
             continue
         asked = dataclasses.replace(cfg, sampler=sampler, guidance=guidance, steps=None)
@@ -210,7 +210,7 @@ def sampler_curves(
 
 
 def drawn_as(checkpoint: str, sampling: SamplingConfig) -> str:
-    """The network and all settings that decide its images, for the key of a measurement."""
+    """The network and all settings that decide its images, as the key of a measurement."""
     path, settings = Path(checkpoint), dataclasses.asdict(sampling).items()
     said = [f"{name} {value}" for name, value in settings if value is not None]
     return ", ".join([f"{path.stem} {content_hash(path.read_bytes())}", *said])
@@ -221,7 +221,7 @@ def add_distilled(
 ) -> None:
     """Add a row to the `curves`: the distilled network, at up to FEW calls.
 
-    Not with --held_out where it was trained on those images.
+    Skipped with --held_out if the network was trained on those images.
     """
     path = Path(cfg.distilled)
     if not path.exists() or cfg.sampler not in (None, FEW_STEP_SAMPLER):
@@ -238,25 +238,25 @@ def add_distilled(
             curve.setdefault(f"{FEW_STEP_SAMPLER}, {path.stem}", {})[steps] = value
 
 
-ABOVE_GUIDED = (GUIDED[1], 12.0)  # to show what guidance does there
+ABOVE_GUIDED = (GUIDED[1], 12.0)  # shows what guidance does at these levels
 
 
 @dataclass(frozen=True)
 class GuidanceConfig(SamplingConfig):
-    """Which scales to try on which model; they and their noise levels take those flags' places."""
+    """Which scales to try on which model; scales and noise levels override the sampling flags."""
 
     checkpoint: str = setting(str(PRETRAINED / "unet.pth"), "the model to sample from")
     scales: str = setting("0,1,1.5,2,3,4", "guidance scales")
-    inception: int | None = setting(None, "score N of them by Inception as well (768)", low=40)
+    inception: int | None = setting(None, "also score N of them by Inception (768)", low=40)
     num_samples: int = setting(2000, "images for each scale", low=40)
-    held_out: bool = setting(False, "to choose: score against what the network was not shown")
+    held_out: bool = setting(False, "to choose settings: score against held-out training images")
     seed: int = setting(SEARCH_SEED, "of the samples", low=0, high=2**63 - 1)
-    device: str = setting("auto", "where to compute", choices=DEVICES)
-    data_dir: str = setting(DATA_DIR, "where MNIST is, or is downloaded to")
+    device: str = setting("auto", "device to run on", choices=DEVICES)
+    data_dir: str = setting(DATA_DIR, "data directory, downloaded to if empty")
 
 
 def guidance(cfg: GuidanceConfig) -> None:
-    """What the guidance scale buys and costs: agreement of the classifier's reading, and scores."""
+    """What guidance gains and costs: agreement of the classifier with the label, and scores."""
     try:
         scales = [float(part) for part in cfg.scales.split(",")]
     except ValueError:
@@ -277,7 +277,7 @@ def guidance(cfg: GuidanceConfig) -> None:
     rows = []
     for scale, (low, high) in itertools.product(scales, (GUIDED, ABOVE_GUIDED, (0.0, math.inf))):
         where = "all" if high == math.inf else f"{low:g} to {high:g}"
-        if scale <= 1 and where != "all":  # which is guided everywhere, whatever the levels
+        if scale <= 1 and where != "all":  # such a scale applies at all levels
             continue
         evaluated.clear()
         asked = dataclasses.replace(cfg, guidance=scale, guided_from=low, guided_to=high)

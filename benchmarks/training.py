@@ -1,4 +1,4 @@
-"""Training: quality against minutes, minutes to a quality, and where a step's time goes."""
+"""Training: FID against minutes, minutes to a given FID, and where the time of a step goes."""
 
 import contextlib
 import dataclasses
@@ -36,30 +36,30 @@ from utils.visualization import save_figure
 
 @dataclass(frozen=True)
 class QualityConfig:
-    """What to train, for how long, and how closely to look."""
+    """What to train, for how long, and how to score it."""
 
     model_type: str = setting("unet", "noise predictor", choices=MODELS)
     max_minutes: float = setting(10.0, "time budget of a run", above=0)
     settings: str = setting("", "more flags of main.py, as in '--batch_size 64 --t_std 1.3'")
-    sampling: str = setting("", "flags of generate.py to draw with, as in '--guidance 1'")
+    sampling: str = setting("", "flags of generate.py for sampling, as in '--guidance 1'")
     fid: float = setting(3.0, "speedrun: stop the clock at this FID, `mnist` features", above=0)
     every: float = setting(1.0, "minutes of training between two scores", above=0)
     seeds: int = setting(3, "number of runs", low=1)
     num_samples: int = setting(5000, "images for each score", low=40)
     inception: int | None = setting(
-        None, "train: score N images of the end by Inception as well (768)", low=40
+        None, "train: at the end, also score N images by Inception (768)", low=40
     )
     held_out: bool = setting(
-        False, "to choose: train without the last sixth of the images, and score against it"
+        False, "to choose settings: train without the last sixth of the images and score against it"
     )
-    profile: bool = setting(False, "train: only show what a training step spends its time on")
-    device: str = setting("auto", "where to compute", choices=DEVICES)
-    data_dir: str = setting(DATA_DIR, "where MNIST is, or is downloaded to")
+    profile: bool = setting(False, "train: only show where the time of a training step goes")
+    device: str = setting("auto", "device to run on", choices=DEVICES)
+    data_dir: str = setting(DATA_DIR, "data directory, downloaded to if empty")
 
     def training(self, seed: int) -> TrainConfig:
-        """The settings of one run: main.py's defaults but for `settings`, within the budget.
+        """The settings of one run: main.py's defaults except for `settings`, within the budget.
 
-        Raises UserError on bad ones, and on those that the benchmark chooses itself.
+        Raises UserError for bad settings, and for those that the benchmark chooses itself.
         """
         own = {
             "model_type": self.model_type,
@@ -74,11 +74,11 @@ class QualityConfig:
         flags = shlex.split(self.settings)
         for flag in flags:
             if flag.removeprefix("--").split("=")[0] in own:
-                raise UserError(f"--settings {flag}: is the benchmark's own to choose")
+                raise UserError(f"--settings {flag}: cannot be set, the benchmark chooses its own")
         return dataclasses.replace(parse(TrainConfig, "", flags), **own)
 
     def drawing(self) -> SamplingConfig:
-        """How to draw what is scored on the way."""
+        """How to draw the images that are scored."""
         sampling = parse(SamplingConfig, "", shlex.split(self.sampling))
         return dataclasses.replace(sampling, seed=SEARCH_SEED)
 
@@ -88,10 +88,10 @@ class Reached(Exception):
 
 
 def learning_curve(cfg: QualityConfig, seed: int, goal: float) -> list[dict]:
-    """`minutes` of training, `step` and `fid` on the way of one run, which ends early at `goal`.
+    """`minutes` of training, `step` and `fid` during one run, which ends early at FID `goal`.
 
-    Kept in a file as it grows, so that the same command goes on after an interruption. Other
-    settings, code, hardware or data make another run.
+    Saved to a file as it grows, so that the same command continues after an interruption. Different
+    settings, code, hardware or data start another run.
     """
     training, device, sampling = cfg.training(seed), pick_device(cfg.device), cfg.drawing()
     where = (training.dataset, training.data_dir, "train", training.test_dir)
@@ -136,7 +136,7 @@ def curve_key(
     data: Dataset,
     versions: list[str],
 ) -> str:
-    """A hash of all that decides a learning curve; `versions` are those of the feature networks."""
+    """A hash of all that decides a learning curve; `versions`: of the feature networks."""
     test = load_dataset("mnist", cfg.data_dir, "test", held_out=cfg.held_out)
     settings = (dataclasses.asdict(training), dataclasses.asdict(sampling))
     counts = (cfg.num_samples, cfg.every, cfg.inception)
@@ -191,7 +191,7 @@ def speedrun(cfg: QualityConfig) -> None:
 
 
 def profile(cfg: QualityConfig) -> None:
-    """What a training step spends its time on, and its share of the machine's GEMM rate."""
+    """Where the time of a training step goes, and its share of the machine's GEMM rate."""
     training = cfg.training(0)
     device = pick_device(cfg.device, training.precision)
     batch, precision = training.batch_size, arithmetic(device, training.precision)

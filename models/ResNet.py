@@ -9,16 +9,16 @@ from models.layers import Conditioning, LayerNorm2d, NoisePredictor, ResidualBlo
 class ResNet(NoisePredictor):
     """A stack of residual blocks (He et al. 2016) that never changes resolution.
 
-    It sees the image as 2x2 blocks of pixels, C x H x W -> 4C x H/2 x W/2: nothing is lost, and
-    every convolution costs a quarter. Every block's first convolution is dilated (Yu & Koltun
-    2016), by 1, 2, 4, 1, ..., so that the whole image is in reach after a few of them.
+    The input is split into 2x2 blocks of pixels, C x H x W -> 4C x H/2 x W/2: no information is
+    lost, and every convolution costs a quarter. The first convolution of each block is dilated
+    (Yu & Koltun 2016), by 1, 2, 4, 1, ..., so that a few blocks cover the whole image.
 
     Args:
         in_channels: image channels C.
         width: channels of every block.
         num_classes: 0, or the number of labels (label `num_classes` is then the null label).
         depth: number of residual blocks.
-        fourier: octaves of sines of the pixels, see `Stem`.
+        fourier: octaves of Fourier features of the pixels, see `Stem`.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""SimpleCNN noise predictor: a flat stack of convolutions, to be read in two minutes."""
+"""SimpleCNN noise predictor: a flat stack of convolutions, readable in two minutes."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -9,16 +9,16 @@ DILATIONS = (1, 2, 4, 1, 2, 4, 2, 1)  # pixels between the taps of each layer's 
 
 
 class SimpleCNN(NoisePredictor):
-    """Eight times (conv, norm, scale-shift by t and y, SiLU), each added to its input; no more.
+    """Eight layers of conv, norm, scale-shift by t and y, SiLU, each added to its input.
 
-    It sees the image as 2x2 blocks of pixels, C x H x W -> 4C x H/2 x W/2. Its convolutions are
+    The input is split into 2x2 blocks of pixels, C x H x W -> 4C x H/2 x W/2. The convolutions are
     dilated (Yu & Koltun 2016), so that eight of them reach from one corner to the other.
 
     Args:
         in_channels: image channels C.
         width: channels of every layer.
         num_classes: 0, or the number of labels (label `num_classes` is then the null label).
-        fourier: octaves of sines of the pixels, see `Stem`.
+        fourier: octaves of Fourier features of the pixels, see `Stem`.
     """
 
     critic_layers = ("convs.1", "convs.3", "convs.5", "convs.7")

@@ -1,4 +1,4 @@
-"""Networks by name, and everything that a config says about them."""
+"""Networks by name, and how to build a network and its diffusion process from a config."""
 
 from torch import nn
 
@@ -15,7 +15,7 @@ MODELS = {
 
 
 def build_model(cfg: TrainConfig, data: DatasetInfo) -> nn.Module:
-    """The untrained noise predictor that `cfg` describes, for images and labels like `data`."""
+    """The untrained noise predictor that `cfg` describes, for the images and labels of `data`."""
     asked = {"width": cfg.width, "fourier": cfg.fourier}
     options = {name: value for name, value in asked.items() if value}
     num_classes = data.num_classes if cfg.class_conditional else 0
@@ -24,7 +24,7 @@ def build_model(cfg: TrainConfig, data: DatasetInfo) -> nn.Module:
 
 
 def build_diffusion(cfg: TrainConfig, device="cpu") -> Diffusion:
-    """The process that `cfg` describes."""
+    """The diffusion process that `cfg` describes."""
     schedule = NoiseSchedule(cfg.schedule, cfg.timesteps)
     options = {name: getattr(cfg, name) for name in ("t_mean", "t_std", "t_even", "loss_weight")}
     return Diffusion(schedule, cfg.prediction, **options, device=device)

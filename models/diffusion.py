@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from utils.noise_scheduler import NoiseSchedule
 
 Watch = Callable[[Tensor, Tensor, Tensor], None]
-Guidance = float | Callable[[Tensor], float]  # a scale, or one for each sigma
+Guidance = float | Callable[[Tensor], float]  # a scale, or a function of sigma that returns it
 
-# What the network is asked for, given x_t = a * x0 + s * eps with a^2 + s^2 = 1:
-# the training target from (x0, eps, a, s), and the x0 it implies from (prediction, x_t, a, s).
+# What the network predicts, given x_t = a * x0 + s * eps with a^2 + s^2 = 1: the training target
+# as a function of (x0, eps, a, s), and x0 as a function of (prediction, x_t, a, s).
 # v is from Salimans & Ho 2022, section 4.
 TARGETS = {
     "eps": lambda x0, eps, a, s: eps,
@@ -35,8 +35,8 @@ class Diffusion:
     """Gaussian diffusion with T levels (Ho et al. 2020) around any network.
 
     A network is called as net(x_t, t, y): x_t (B, C, H, W) float32, variance preserving; t (B,)
-    float32 in [0, T - 1]; y (B,) int64 labels or None. It returns what `prediction` names, shaped
-    like x_t. Images are in [-1, 1].
+    float32 in [0, T - 1]; y (B,) int64 labels or None. It returns what `prediction` names, in the
+    shape of x_t. Images are in [-1, 1].
     """
 
     def __init__(
@@ -58,13 +58,13 @@ class Diffusion:
             self.weight = self.bound_weights(prediction).float().to(device)
 
     def draw_t(self, batch: int, generator: torch.Generator) -> Tensor:
-        """Timesteps (B,) int64 to train at: t / T is a sigmoid of N(t_mean, t_std^2), or even.
+        """Timesteps (B,) int64 to train at: t / T is sigmoid(N(t_mean, t_std^2)) or uniform.
 
-        The logit-normal of Esser et al. 2024, eq. 19: most often where there is most to learn, at
-        half of the schedule, where noise and image are equally strong. It hardly ever visits the
-        ends, of which the lower one is where the last faint noise is to be removed: hence a share
-        `t_even` drawn evenly. t is stratified: one draw from each of B equal shares of the
-        distribution, so that every batch sees all of it, and the loss varies less.
+        This is the logit-normal of Esser et al. 2024, eq. 19. It favours the middle of the
+        schedule, where noise and image are equally strong and there is most to learn. It rarely
+        draws either end, but at the lower end the network must remove the last faint noise, so
+        a share `t_even` is drawn uniformly. The draws are stratified, one from each of B equal
+        shares of the distribution: every batch covers all of it, and the loss varies less.
         """
         u = torch.rand(batch, generator=generator, device=generator.device)
         share = (torch.arange(batch, device=generator.device) + u) / batch
@@ -75,16 +75,17 @@ class Diffusion:
         return (t * self.schedule.timesteps).long().clamp(max=self.schedule.timesteps - 1)
 
     def t_shares(self) -> Tensor:
-        """The probability of each timestep in `draw_t`, (T,) float64."""
+        """The probability that `draw_t` gives each timestep, (T,) float64."""
         upto = torch.linspace(0, 1, self.schedule.timesteps + 1, dtype=torch.float64)
         normal = torch.special.ndtr((torch.logit(upto) - self.t_mean) / self.t_std)
         return (self.t_even * upto + (1 - self.t_even) * normal).diff()
 
     def bound_weights(self, prediction: str) -> Tensor:
-        """(T,) float64: with them, the loss is the likelihood bound's diffusion part in bits/dim.
+        """Weights (T,) float64 that turn the loss into the bound's diffusion term, in bits/dim.
 
-        That is Kingma et al. 2021, eq. 13: the sum over t of 1/2 (SNR(t-1) - SNR(t)) times the
-        error of x0_hat. Of t = 0 it knows nothing; it is given as much as if levels went on below.
+        The likelihood bound's term is Kingma et al. 2021, eq. 13: the sum over t of
+        1/2 (SNR(t-1) - SNR(t)) times the squared error of x0_hat. It does not cover t = 0, which is
+        weighted as if levels continued below it.
         """
         alpha_bar, sigmas = self.schedule.alpha_bar, self.schedule.sigmas
         below = torch.cat([sigmas[:1] ** 2 / sigmas[1], sigmas[:-1]])
@@ -102,13 +103,13 @@ class Diffusion:
     ) -> Tensor:
         """Mean squared error of the prediction (Ho et al. 2020, eq. 14), a scalar.
 
-        Timesteps and noise are drawn for the whole batch x0, y, and the loss is that of a `part`
-        of it: so several processes share a batch, and draw for it what one would.
+        Timesteps and noise are drawn for the whole batch x0, y, but the loss covers only `part` of
+        it: several processes that share a batch thus make the same draws as a single one.
 
-        An error that clamping x0_hat to [-1, 1] undoes is none: a black pixel (x0 = -1) may be
-        predicted blacker than black. Samplers clamp, so this is the error of what they use. Its
-        minimum is the posterior mean as before, for that never leaves [-1, 1]; but the network
-        need not hit -1 exactly, to a hundredth of the noise, in the four of five pixels that are
+        An error that clamping x0_hat to [-1, 1] removes does not count: a black pixel (x0 = -1) may
+        be predicted blacker than black. Samplers clamp, so this is the error of what they use. The
+        minimum is still the posterior mean, which never leaves [-1, 1]. But the network no longer
+        has to hit -1 to within a hundredth of the noise in the four out of five pixels that are
         black.
         """
         t = self.draw_t(len(x0), generator)[part]
@@ -118,7 +119,7 @@ class Diffusion:
     def loss_at(
         self, net: nn.Module, x0: Tensor, y: Tensor | None, t: Tensor, eps: Tensor
     ) -> Tensor:
-        """The loss at timesteps t (B,) and noise eps, shaped like x0: nothing is drawn here."""
+        """The loss at the given timesteps t (B,) and noise eps, which has the shape of x0."""
         a = self.sqrt_alpha_bar[t].view(-1, 1, 1, 1)
         s = self.sqrt_one_minus_alpha_bar[t].view(-1, 1, 1, 1)
         x_t = a * x0 + s * eps
@@ -139,9 +140,9 @@ class Diffusion:
     ) -> "Denoiser":
         """The function D(x, sigma) -> x0_hat that samplers integrate.
 
-        Guidance (Ho & Salimans 2022, eq. 6, where it is 1 + w) 1 is the conditional prediction and
-        0 the unconditional one, one network call each; any other value blends both, run as one
-        batch of 2B. It may be a function of sigma, as a 0-d tensor. Without labels it is unused.
+        Guidance is 1 + w in Ho & Salimans 2022, eq. 6: 1 is the conditional prediction and 0 the
+        unconditional one, at one network call each. Any other value combines both, computed as one
+        batch of 2B. It may also be a function of sigma, a 0-d tensor. It is unused without labels.
         `watch`, if given, is called as watch(x, sigma, x0_hat) after each prediction.
         """
         return Denoiser(self, net, labels, guidance, watch)
@@ -150,9 +151,9 @@ class Diffusion:
 class Denoiser:
     """D(x, sigma) -> x0_hat, made by `Diffusion.denoiser`.
 
-    x is (B, C, H, W), variance exploding (x0 + sigma * eps); sigma a 0-d float64 tensor. x0_hat is
-    clamped to [-1, 1], where images live (as in Ho et al. 2020's sampler). Guidance blends clamped
-    predictions, because the loss leaves the network free beyond black and white.
+    x is (B, C, H, W), variance exploding (x0 + sigma * eps); sigma is a 0-d float64 tensor. x0_hat
+    is clamped to [-1, 1], the range of images (as in Ho et al. 2020's sampler). Guidance combines
+    clamped predictions, because the loss does not constrain them beyond black and white.
     """
 
     def __init__(
@@ -167,7 +168,7 @@ class Denoiser:
         self.guidance, self.watch = guidance, watch
         # (conditional prediction, conditional minus unconditional or None) of the last two calls
         self.calls: list[tuple[Tensor, Tensor | None]] = []
-        self.scale = 1.0  # of the last call
+        self.scale = 1.0  # the guidance of the last call
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         a = float((1 + sigma**2) ** -0.5)
@@ -192,10 +193,10 @@ class Denoiser:
         return x0_hat
 
     def change(self) -> Tensor:
-        """How the prediction has changed from the call before the last one to the last.
+        """The change of the prediction between the last two calls.
 
-        Both are taken at the guidance of the last call, or unguided if one of them was: so what a
-        multistep sampler extrapolates does not jump where guidance sets in or ends.
+        Both predictions use the guidance of the last call, or none if either call was unguided.
+        What a multistep sampler extrapolates then does not jump where guidance starts or ends.
         """
         (before, difference_before), (after, difference) = self.calls
         if difference is None or difference_before is None:

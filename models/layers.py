@@ -1,4 +1,4 @@
-"""What the networks share: their base, conditioning on t and y, and the residual block."""
+"""Parts shared by the networks: base class, conditioning on t and y, and residual block."""
 
 import contextlib
 import math
@@ -20,17 +20,17 @@ def timestep_embedding(t: Tensor, dim: int) -> Tensor:
 
 
 class NoisePredictor(nn.Module):
-    """The base of every network: what others must know of one, declared by itself.
+    """The base class of every network: it declares what other code needs to know about one.
 
-    A network is made as Network(in_channels=C, num_classes=K), with `width` and `fourier` (see
-    `Stem`) where they are asked for, and called as net(x_t, t, y), see `Diffusion`.
+    Create a network as Network(in_channels=C, num_classes=K), optionally with `width` and `fourier`
+    (see `Stem`), and call it as net(x_t, t, y), see `Diffusion`.
 
     Attributes:
         num_classes: 0, or the number of labels (label `num_classes` is then the null label).
-        outer: the names of the parts that meet images, labels or predictions. Muon is for the
-            weights between other layers, so AdamW trains these.
-        critic_layers: the names of the parts whose output, each (B, channels, h, w), tells images
-            apart: a critic looks at them.
+        outer: names of the modules that touch images, labels or predictions. AdamW trains these,
+            because Muon is meant for the weights between other layers.
+        critic_layers: names of the modules whose outputs, each (B, channels, h, w), a critic uses
+            to tell images apart.
     """
 
     outer: tuple[str, ...] = ("stem", "head", "condition.label")
@@ -42,7 +42,7 @@ class NoisePredictor(nn.Module):
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[list[Tensor]]:
-        """In a `with`: a list that grows by what the `critic_layers` give in each call."""
+        """In a `with`: a list to which each call appends the outputs of the `critic_layers`."""
         maps: list[Tensor] = []
         hooks = [
             self.get_submodule(name).register_forward_hook(lambda *call: maps.append(call[-1]))
@@ -55,9 +55,9 @@ class NoisePredictor(nn.Module):
                 hook.remove()
 
     def tell_apart(self, kinds: int) -> None:
-        """Take more labels: y + k (num_classes + 1) is label y, of an image of kind k < `kinds`.
+        """Accept more labels: y + k (num_classes + 1) is label y of an image of kind k < `kinds`.
 
-        At first all kinds are treated alike. Without labels, y is 0.
+        Initially, all kinds are treated the same. Without labels, y is 0.
         """
         self.condition.repeat_labels(kinds)
 
@@ -66,7 +66,7 @@ class Conditioning(nn.Module):
     """Timestep and optional class label -> one vector (B, dim) that every block reads.
 
     Label `num_classes` is the null label: "any class". Networks without labels have
-    num_classes = 0 and take y = None only.
+    num_classes = 0 and accept only y = None.
     """
 
     def __init__(self, dim: int, num_classes: int = 0):
@@ -79,7 +79,7 @@ class Conditioning(nn.Module):
             self.label = nn.Embedding.from_pretrained(rows, freeze=False)
 
     def repeat_labels(self, times: int) -> None:
-        """Have each label, the null label too, `times` times, all of them alike at first."""
+        """Make `times` copies of each label, including the null label; initially all are equal."""
         if self.label is None:
             vectors = torch.zeros(1, self.dim, device=self.mlp[0].weight.device)
         else:
@@ -87,7 +87,7 @@ class Conditioning(nn.Module):
         self.label = nn.Embedding.from_pretrained(vectors.repeat(times, 1), freeze=False)
 
     def forward(self, t: Tensor, y: Tensor | None) -> Tensor:
-        """Raises ValueError when labels are given to a network that has none."""
+        """Raises ValueError if a network without labels is given labels."""
         c = self.mlp(timestep_embedding(t, 64))
         if self.label is not None:
             c = c + self.label(torch.full_like(t, self.num_classes).long() if y is None else y)
@@ -97,12 +97,12 @@ class Conditioning(nn.Module):
 
 
 class Stem(nn.Conv2d):
-    """The first convolution: of the image as 2x2 blocks of pixels, C x H x W -> width x H/2 x W/2.
+    """The first convolution, on 2x2 blocks of pixels: C x H x W -> width x H/2 x W/2.
 
-    With `fourier` = n, it also sees sines and cosines of each pixel, with periods of 1, 2, 4, ...
-    grey levels, n in all (Kingma et al. 2021, section 3.4). Likelihoods need them: neighbouring
-    grey levels must be told apart, which look the same to other networks. The first sine is, up to
-    a factor, how far a slightly noisy pixel is from the nearest grey level.
+    With `fourier` = n, it also sees sines and cosines of each pixel, with n periods of 1, 2, 4, ...
+    grey levels (Kingma et al. 2021, section 3.4). Likelihoods need them, because the network must
+    distinguish neighbouring grey levels, which look the same to other networks. The first sine is,
+    up to a factor, the distance of a slightly noisy pixel from the nearest grey level.
     """
 
     def __init__(self, in_channels: int, width: int, fourier: int = 0):
@@ -116,14 +116,14 @@ class Stem(nn.Conv2d):
 
 
 class LayerNorm2d(nn.LayerNorm):
-    """Layer norm (Ba et al. 2016) over the channels of each pixel; (B, C, H, W), same shape."""
+    """Layer norm (Ba et al. 2016) over the channels of each pixel: (B, C, H, W) -> same shape."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def zero_init(layer: nn.Module) -> nn.Module:
-    """Start a layer at zero, so that its branch begins as a no-op."""
+    """Set all parameters of a layer to zero, so that its branch starts as a no-op."""
     for p in layer.parameters():
         nn.init.zeros_(p)
     return layer

@@ -1,4 +1,4 @@
-"""A trained model: everything that a checkpoint says, ready to be called."""
+"""A trained model: everything that a checkpoint contains, ready to use."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,14 +15,14 @@ from utils.data_loader import DatasetInfo
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """What sampling needs, in one value.
+    """Everything that sampling needs.
 
     Attributes:
         config: what was trained, and how.
         data: what it was trained on.
-        diffusion: the process.
+        diffusion: the diffusion process.
         net: the averaged network, in eval mode.
-        sampling: fields of `SamplingConfig` that this network does best with; may be empty.
+        sampling: the fields of `SamplingConfig` that suit this network best; may be empty.
     """
 
     config: TrainConfig
@@ -37,15 +37,15 @@ class TrainedModel:
 
     @property
     def few_step(self) -> bool:
-        """True for a distilled network: it draws images in a call or two, by a sampler of its own.
+        """True for a distilled network: it draws images in one or two calls, with its own sampler.
 
-        What it gives is no denoiser: it has no flow to run backwards, and no level to be guided at.
+        It is not a denoiser: it has no flow to run backwards, and no level at which to guide it.
         """
         return self.config.teacher is not None
 
     @property
     def can_be_guided(self) -> bool:
-        """False for a network without labels, and for one that never had its labels hidden."""
+        """Not without labels, nor where they were never dropped, nor when distilled."""
         hidden = self.config.label_dropout > 0
         return self.net.num_classes > 0 and hidden and not self.few_step
 
@@ -53,17 +53,17 @@ class TrainedModel:
 def load_trained(
     path: str | Path, device, flag: str = "--checkpoint", held_out: bool = False
 ) -> TrainedModel:
-    """The model in a checkpoint. Raises UserError, naming `flag`, where it cannot be had.
+    """The model in a checkpoint. Raises UserError, naming `flag`, if it cannot be loaded.
 
-    With `held_out` it must not have been trained on the images that are held out to choose by.
+    With `held_out`, it must not have been trained on the images held out for choosing settings.
     """
     checkpoint = load_checkpoint(Path(path), flag)
     cfg, data = checkpoint["config"], checkpoint["data"]
     if held_out and not cfg.held_out:
         raise UserError(
-            f"--held_out: {path} was trained on the images held out; train it with --held_out"
+            f"--held_out: {path} was trained on the held-out images; train it with --held_out"
         )
-    with torch.device("meta"):  # takes no memory, whatever size the file says the network has
+    with torch.device("meta"):  # takes no memory, whatever network size the file claims
         net = build_model(cfg, data)
     load_weights(net, checkpoint["ema"], f"{flag} {path}", assign=True)
     net = net.float().to(device, memory_format=torch.channels_last).eval().requires_grad_(False)

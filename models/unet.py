@@ -1,4 +1,4 @@
-"""U-Net noise predictor: detail at half size, shape at a quarter, skips between them."""
+"""U-Net noise predictor: detail at half size, shape at quarter size, and skip connections."""
 
 import math
 
@@ -12,7 +12,7 @@ from models.layers import Conditioning, LayerNorm2d, NoisePredictor, ResidualBlo
 class Attention(nn.Module):
     """Self-attention over all pixels (Vaswani et al. 2017), added to the input.
 
-    It has 4 heads, or as many as divide `channels`.
+    It has gcd(4, `channels`) heads.
     """
 
     def __init__(self, channels: int):
@@ -36,16 +36,16 @@ class Attention(nn.Module):
 
 
 class UNet(NoisePredictor):
-    """U-Net (Ronneberger et al. 2015) for diffusion, after Ho et al. 2020, made for small images.
+    """U-Net (Ronneberger et al. 2015) for diffusion, after Ho et al. 2020, for small images.
 
-    It sees the image as 2x2 blocks of pixels, C x H x W -> 4C x H/2 x W/2: nothing is lost, and
-    every convolution costs a quarter.
+    The input is split into 2x2 blocks of pixels, C x H x W -> 4C x H/2 x W/2: no information is
+    lost, and every convolution costs a quarter.
 
     Args:
         in_channels: image channels C.
-        width: channels at half size; twice as many at a quarter.
+        width: channels at half size; there are twice as many at quarter size.
         num_classes: 0, or the number of labels (label `num_classes` is then the null label).
-        fourier: octaves of sines of the pixels, see `Stem`.
+        fourier: octaves of Fourier features of the pixels, see `Stem`.
     """
 
     critic_layers = ("down1", "down2", "middle2", "up1")

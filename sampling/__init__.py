@@ -1,1 +1,1 @@
-"""From noise to images: samplers, batches, and what may be asked of a trained model."""
+"""From noise to images: samplers, batches, and requests to a trained model."""

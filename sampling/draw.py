@@ -1,4 +1,4 @@
-"""Images from a trained model: settings filled in, noise of each image, batches, processes."""
+"""Draw images from a trained model: settings, noise per image, batches, several processes."""
 
 import dataclasses
 import math
@@ -20,7 +20,7 @@ from utils.device import autocast, sampling_batch
 from utils.graphs import Graphed
 from utils.random import ImageNoise, draw_labels
 
-OF_SAMPLER = ("steps", "spacing", "eta", "churn")  # mean nothing beside another sampler
+OF_SAMPLER = ("steps", "spacing", "eta", "churn")  # mean nothing for another sampler
 
 
 def sampler_of(sampling: SamplingConfig) -> Sampler:
@@ -30,11 +30,11 @@ def sampler_of(sampling: SamplingConfig) -> Sampler:
 def resolve(
     asked: SamplingConfig, model: TrainedModel, default_sampler: str | None = None
 ) -> SamplingConfig:
-    """`asked` with every None filled in: from the checkpoint, else from the sampler's own values.
+    """`asked` with every None filled in: from the checkpoint, else from the sampler's defaults.
 
-    What the checkpoint says of steps, spacing, eta and churn holds for its own sampler alone.
-    eta and churn stay None for a sampler that has no such option. Raises UserError where a value
-    does not fit the sampler or the model.
+    The checkpoint's steps, spacing, eta and churn apply only to its own sampler. eta and churn
+    stay None for a sampler without that option. Raises UserError if a value does not fit the
+    sampler or the model.
     """
     values = {f.name: getattr(asked, f.name) for f in dataclasses.fields(SamplingConfig)}
     carried = dict(model.sampling)
@@ -63,10 +63,10 @@ def resolve(
 
 
 def check_few_step(asked: SamplingConfig) -> None:
-    """Raises UserError where a distilled network cannot be sampled as asked."""
+    """Raises UserError if a distilled network cannot be sampled as asked."""
     if asked.sampler not in (None, FEW_STEP_SAMPLER):
         raise UserError(
-            f"--sampler {asked.sampler}: a distilled network has one alone, {FEW_STEP_SAMPLER}"
+            f"--sampler {asked.sampler}: must be {FEW_STEP_SAMPLER} for a distilled network"
         )
     if asked.guidance not in (None, 1):
         raise UserError(
@@ -75,35 +75,35 @@ def check_few_step(asked: SamplingConfig) -> None:
 
 
 def _check(sampling: SamplingConfig, timesteps: int) -> SamplingConfig:
-    """`sampling` without options that its sampler does not have. Raises UserError on bad ones."""
+    """`sampling` without the options that its sampler lacks. Raises UserError on bad values."""
     if sampling.steps > timesteps:
         raise UserError(f"--steps {sampling.steps}: must be an integer >= 1 and <= T = {timesteps}")
     low, high = sampling.guided_from, sampling.guided_to
     if low > high:
-        raise UserError(f"--guided_from {low:g}: must be a number <= --guided_to, {high:g}")
+        raise UserError(f"--guided_from {low:g}: must be a number <= --guided_to = {high:g}")
     for option in ("eta", "churn"):
         value = getattr(sampling, option)
         if value is not None and getattr(sampler_of(sampling), option) is None:
             if value:
                 having = sorted(k for k, s in SAMPLERS.items() if getattr(s, option) is not None)
                 raise UserError(
-                    f"--{option} {value:g}: only --sampler {' or '.join(having)} has it"
+                    f"--{option} {value:g}: only --sampler {' or '.join(having)} supports it"
                 )
             sampling = dataclasses.replace(sampling, **{option: None})
     return sampling
 
 
 def draws_noise(sampling: SamplingConfig) -> bool:
-    """True where the start alone does not decide what is drawn."""
+    """True if the starting noise alone does not determine the images."""
     between_steps = (sampler_of(sampling).noisy or sampling.eta) and sampling.steps > 1
     return bool(between_steps or sampling.churn)
 
 
 def labels_for(model: TrainedModel, count: int, seed: int) -> Tensor | None:
-    """Labels (count,) int64 for a class-conditional model, None for another.
+    """Labels (count,) int64 for a class-conditional model, None for an unconditional one.
 
-    They come as often as in the training data, so the samples are drawn from the whole distribution
-    p(x) = sum p(y) p(x | y). Label k of a seed is the same whatever the count.
+    Each label is as frequent as in the training data, so the samples come from the whole
+    distribution p(x) = sum p(y) p(x | y). Label k of a seed does not depend on the count.
     """
     if not model.net.num_classes:
         return None
@@ -125,12 +125,12 @@ def sample_images(
     """Draw images 0..count-1 of the seed, in batches (B, C, H, W) uint8 on the CPU.
 
     Args:
-        asked: how to sample; what it leaves open is filled in by `resolve`.
+        asked: how to sample; `resolve` fills in what it leaves open.
         labels: (count,) int64, or None for an unconditional draw.
-        start: (count, C, H, W) standard normal, to begin with in place of the seed's noise.
-        given: a sampler's own tensors, with an entry for each of the images.
+        start: (count, C, H, W) standard normal, to start from in place of the seed's noise.
+        given: extra tensors for the sampler, with one entry per image.
         share: (r, R) draws only the batches numbered r, r + R, r + 2R, ...
-        watch: is called as watch(x, sigma, x0_hat) after each prediction for the first batch.
+        watch: called as watch(x, sigma, x0_hat) after each prediction for the first batch.
     """
     sampling, device = resolve(asked, model), model.device
     sigmas = model.diffusion.schedule.sampling_sigmas(sampling.steps, sampling.spacing)
@@ -144,7 +144,7 @@ def sample_images(
         def part(values: Tensor | None, numbers=numbers) -> Tensor | None:
             return None if values is None else values[numbers].to(device)
 
-        # recording the calls of a batch pays from the second like it on
+        # recording a batch's calls pays off from the second batch of that size
         called = recorded if len(numbers) == size < count else model
         denoise = guided_denoiser(
             called, part(labels), sampling, sigmas, watch if not first else None
@@ -153,7 +153,7 @@ def sample_images(
         x = noise() if start is None else part(start)
         x = x * float((1 + sigmas[0] ** 2).sqrt())  # x0 is unknown: give it unit variance
         own = {name: part(values) for name, values in (given or {}).items()}
-        with autocast(device, sampling.precision):  # the network; samplers stay in float32
+        with autocast(device, sampling.precision):  # for the network; samplers stay in float32
             x0 = sampler_of(sampling).function(denoise, x, sigmas, noise, **options, **own)
         yield to_uint8(x0).cpu()
 
@@ -165,18 +165,18 @@ def guided_denoiser(
     sigmas: Tensor,
     watch: Watch | None = None,
 ) -> Denoiser:
-    """The model's denoiser, for labels (B,) and the falling levels `sigmas`, guided as asked."""
+    """The model's denoiser for labels (B,) and decreasing levels `sigmas`, guided as asked."""
     guidance = partial(guidance_at, sampling=sampling, sigmas=sigmas)
     return model.diffusion.denoiser(model.net, labels, guidance, watch)
 
 
 def guidance_at(sigma: Tensor, sampling: SamplingConfig, sigmas: Tensor) -> float:
-    """The guidance scale at noise level sigma, from where a step leads to the next of `sigmas`.
+    """The guidance scale for the step from noise level sigma to the next lower one of `sigmas`.
 
-    A scale above 1 is for the interval from `guided_from` to `guided_to`: above it, guidance
-    narrows what is drawn, and below it changes little (Kynkäänniemi et al. 2024). A step has as
-    much of it as the share of its way, in log sigma, that lies inside. So how much is guided in all
-    does not depend on where the levels fall.
+    A scale above 1 applies between `guided_from` and `guided_to`: above this interval, guidance
+    reduces variety, and below it changes little (Kynkäänniemi et al. 2024). A step is guided in
+    proportion to the share of it, in log sigma, that lies inside. The total amount of guidance
+    therefore does not depend on where the levels fall.
     """
     if sampling.guidance <= 1:
         return sampling.guidance
@@ -193,9 +193,9 @@ def guidance_at(sigma: Tensor, sampling: SamplingConfig, sigmas: Tensor) -> floa
 def draw_images(
     model: TrainedModel, count: int, asked: SamplingConfig, what: str, **options: Any
 ) -> Tensor:
-    """All images (count, C, H, W) uint8 of `sample_images`; a bar says `what` they are.
+    """All images (count, C, H, W) uint8 of `sample_images`; a progress bar is labelled `what`.
 
-    Of several processes, each draws a share of the batches, and all have all images in the end.
+    If there are several processes, each draws a share of the batches, and each returns all images.
     """
     parts, share = [], (distributed.rank(), distributed.size())
     with tqdm(total=count, desc=what, unit="img", disable=share[0] > 0) as bar:
@@ -211,7 +211,7 @@ def encode_images(
 ) -> Tensor:
     """Images (N, C, H, W) uint8 -> the noise from which `sample_images(start=noise)` draws them.
 
-    Called there with the same settings; the more steps, the closer they come back.
+    Use the same settings there; the more steps, the closer the images are to the originals.
     """
     sampling, device = resolve(asked, model), model.device
     sigmas = model.diffusion.schedule.sampling_sigmas(sampling.steps, sampling.spacing)
@@ -226,14 +226,14 @@ def encode_images(
 
 
 def count_evaluated(net: nn.Module) -> list[int]:
-    """A list that grows from now on: how many images each call of `net` evaluates."""
+    """A list to which each future call of `net` appends how many images it evaluates."""
     evaluated: list[int] = []
     net.register_forward_hook(lambda module, inputs, output: evaluated.append(len(output)))
     return evaluated
 
 
 class PathRecorder:
-    """Remembers x_t and x0_hat of the first images of a batch; for `sample_images(watch=...)`."""
+    """Records x_t and x0_hat of the first images of a batch; for `sample_images(watch=...)`."""
 
     def __init__(self, images: int):
         self.images = images

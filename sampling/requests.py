@@ -1,7 +1,7 @@
-"""What may be asked of a trained model besides plain samples, read from the flags of `generate.py`.
+"""Requests to a trained model besides plain samples, read from the flags of `generate.py`.
 
 Classes (`--label`, `--labels`, `--digits`), pictures to complete (`--inpaint`) or to encode and
-draw again (`--reconstruct`), and what lies between two seeds (`--interpolate`).
+redraw (`--reconstruct`), and interpolation between two seeds (`--interpolate`).
 """
 
 from dataclasses import dataclass, field
@@ -20,14 +20,14 @@ from utils.images import load_images, read_images, tell
 from utils.random import ImageNoise
 
 MODES = ("digits", "inpaint", "reconstruct", "interpolate")
-# Their samplers: RePaint for pictures, and one without noise where the start alone is to decide
+# Their samplers: RePaint to complete pictures, and a deterministic one to draw from a given start
 MODE_SAMPLERS = {"inpaint": "repaint", "reconstruct": "unipc", "interpolate": "unipc"}
-# What asks for a denoiser, and why
+# The modes that need a denoiser, and why
 FLOW_MODES = {
     "inpaint": "RePaint needs a denoiser at every noise level",
-    "reconstruct": "encoding needs a denoiser, whose flow is run backwards",
+    "reconstruct": "encoding runs the flow of a denoiser backwards",
 }
-GREY = 96  # shown where a picture is to be completed
+GREY = 96  # shown where a picture will be completed
 
 
 @dataclass
@@ -35,13 +35,13 @@ class Plan:
     """What to draw and how to show it.
 
     Attributes:
-        count: of images.
+        count: number of images.
         labels: (count,), or None for an unconditional draw.
-        sampling: how to draw, with nothing left open.
-        start: (count, C, H, W) noise to begin with, or None for the seed's.
-        given: the sampler's own tensors, an entry for each image.
-        above: pictures (count, C, H, W) uint8 to show above the drawn ones, a row each.
-        columns: of the grid; None for a square one.
+        sampling: how to draw, as `resolve` returns it.
+        start: (count, C, H, W) noise to start from, or None for the seed's.
+        given: extra tensors for the sampler, with one entry per image.
+        above: pictures (count, C, H, W) uint8 to show above the drawn ones, one row each.
+        columns: columns of the grid; None for a square grid.
         padding: pixels between images.
     """
 
@@ -56,16 +56,16 @@ class Plan:
 
 
 def make_plan(cfg: SampleConfig, model: TrainedModel) -> Plan:
-    """Read from the flags what to draw. Raises UserError where they do not fit together."""
+    """Read from the flags what to draw. Raises UserError if they do not fit together."""
     modes = [name for name in MODES if getattr(cfg, name) is not None]
     if len(modes) > 1:
         raise UserError(f"--{modes[0]} and --{modes[1]}: only one of them at a time")
     if (cfg.mask is None) != (cfg.inpaint is None):
         raise UserError("--inpaint and --mask: each needs the other")
     if cfg.inpaint and cfg.sampler:
-        raise UserError(f"--sampler {cfg.sampler}: --inpaint has a sampler of its own, RePaint")
+        raise UserError(f"--sampler {cfg.sampler}: --inpaint uses its own sampler, RePaint")
     if model.few_step and modes and modes[0] in FLOW_MODES:
-        raise UserError(f"--{modes[0]}: {FLOW_MODES[modes[0]]}, which a distilled network is not")
+        raise UserError(f"--{modes[0]}: {FLOW_MODES[modes[0]]}; a distilled network is not one")
     sampling = resolve(cfg, model, MODE_SAMPLERS.get("".join(modes)))
 
     wanted = wanted_labels(cfg, model)
@@ -76,7 +76,7 @@ def make_plan(cfg: SampleConfig, model: TrainedModel) -> Plan:
         count = len(pictures)
     if wanted:
         labels = torch.tensor(wanted).repeat(-(-count // len(wanted)))[:count]
-    else:  # of given pictures, and of what lies between two seeds, no class is known
+    else:  # the classes of given pictures and of interpolated images are unknown
         labels = labels_for(model, count, cfg.seed) if not modes else None
     if cfg.guidance not in (None, 1) and labels is None:
         why = "no class is asked for" if model.net.num_classes else "this model is unconditional"
@@ -115,7 +115,7 @@ def wanted_labels(cfg: SampleConfig, model: TrainedModel) -> list[int]:
 
 
 def class_number(text: str, data: DatasetInfo) -> int | None:
-    """The label of a class, by its name, or by its number where no name is a number; or None."""
+    """The label of a class given by name, or by number if no name is a number; None if unknown."""
     if text in data.class_names:
         return data.class_names.index(text)
     named_by_numbers = any(name.isdecimal() for name in data.class_names)
@@ -125,9 +125,9 @@ def class_number(text: str, data: DatasetInfo) -> int | None:
 
 
 def load_pictures(cfg: SampleConfig, model: TrainedModel) -> Tensor:
-    """The pictures (N, C, H, W) uint8 that --inpaint or --reconstruct name, at most num_samples.
+    """The pictures (N, C, H, W) uint8 that --inpaint or --reconstruct names, at most num_samples.
 
-    A single one to complete comes num_samples times, to be completed in as many ways.
+    A single picture to complete is repeated num_samples times, to complete it in different ways.
     """
     flag, source = ("inpaint", cfg.inpaint) if cfg.inpaint else ("reconstruct", cfg.reconstruct)
     if source == "test":
@@ -148,7 +148,7 @@ def load_pictures(cfg: SampleConfig, model: TrainedModel) -> Tensor:
 
 
 def load_mask(mask: str, data: DatasetInfo) -> Tensor:
-    """(1, H, W) bool, true where to draw: a half, or where a PNG is brighter than middle grey."""
+    """(1, H, W) bool, true where to draw: one half, or where a PNG is brighter than mid-grey."""
     missing = torch.zeros(1, data.height, data.width, dtype=torch.bool)
     if mask in HALVES:
         dim = 2 if mask in ("left", "right") else 1
@@ -163,17 +163,17 @@ def load_mask(mask: str, data: DatasetInfo) -> Tensor:
 
 
 def plan_inpainting(plan: Plan, cfg: SampleConfig, pictures: Tensor, data: DatasetInfo) -> None:
-    """Rows: the picture, what is known of it, what is drawn."""
+    """Rows: the picture, its known part, the drawn result."""
     missing = load_mask(cfg.mask, data).expand_as(pictures)
     plan.above, plan.columns = [pictures, pictures.masked_fill(missing, GREY)], plan.count
     plan.given = {"known": to_model_range(pictures), "missing": missing}
 
 
 def plan_interpolation(plan: Plan, cfg: SampleConfig, model: TrainedModel) -> None:
-    """A row from image 0 of one seed to image 0 of another, along a great circle of the noise."""
+    """A row from image 0 of one seed to image 0 of another, along a great circle in noise space."""
     need_determinism(plan, "interpolate")
     if model.few_step and model.net.num_classes and plan.labels is None:
-        raise UserError("--interpolate: a distilled network must be told a class; give --label")
+        raise UserError("--interpolate: a distilled network needs a class; give --label")
     parts = cfg.interpolate.split(",")
     if len(parts) != 2 or not all(part.isdecimal() and int(part) < 2**63 for part in parts):
         raise UserError(f"--interpolate {cfg.interpolate}: must be two seeds, like 3,4")
@@ -182,18 +182,18 @@ def plan_interpolation(plan: Plan, cfg: SampleConfig, model: TrainedModel) -> No
 
 
 def slerp(a: Tensor, b: Tensor, count: int) -> Tensor:
-    """`count` noises from a to b (1, C, H, W), both included, evenly along the arc (Shoemake 1985).
+    """`count` noises from a to b (1, C, H, W), inclusive, evenly along the arc (Shoemake 1985).
 
-    Unlike those on a straight line, all of them are as long as noise is.
+    Unlike points on a straight line, all of them have the norm of noise.
     """
     share = torch.linspace(0, 1, count).view(-1, 1, 1, 1)
     cosine = (a * b).sum() / (a.norm() * b.norm())
-    angle = torch.arccos(cosine.clamp(-1 + 1e-6, 1 - 1e-6))  # of equal noises too
+    angle = torch.arccos(cosine.clamp(-1 + 1e-6, 1 - 1e-6))  # works for equal noises too
     return (a * torch.sin((1 - share) * angle) + b * torch.sin(share * angle)) / torch.sin(angle)
 
 
 def plan_reconstruction(plan: Plan, pictures: Tensor, model: TrainedModel) -> None:
-    """Rows: the picture, the noise that it is encoded into, what is drawn from that noise."""
+    """Rows: the picture, the noise that encodes it, the picture drawn from that noise."""
     need_determinism(plan, "reconstruct")
     if plan.sampling.steps < 2:
         raise UserError(f"--steps {plan.sampling.steps}: must be at least 2 for --reconstruct")
@@ -205,5 +205,5 @@ def need_determinism(plan: Plan, flag: str) -> None:
     if draws_noise(plan.sampling):
         name, steps = plan.sampling.sampler, plan.sampling.steps
         if name == FEW_STEP_SAMPLER:
-            raise UserError(f"--steps {steps}: draws fresh noise; must be 1 for --{flag}")
-        raise UserError(f"--sampler {name}: --{flag} needs one without noise of its own")
+            raise UserError(f"--steps {steps}: must be 1 for --{flag}; more steps draw fresh noise")
+        raise UserError(f"--sampler {name}: --{flag} needs one that draws no noise of its own")

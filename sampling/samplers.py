@@ -1,17 +1,19 @@
-"""Samplers: integrate a denoiser from pure noise to an image. One screen each, one signature.
+"""Samplers: integrate a denoiser from pure noise to an image. Each fits on one screen.
+
+All have the same signature:
 
     sample(denoise, x, sigmas, noise) -> x0
 
     denoise  D(x, sigma) -> x0_hat, see `Diffusion.denoiser`
     x        (B, C, H, W) start: x0 + sigmas[0] * eps; in practice `sigmas[0] * eps` alone
-    sigmas   (steps + 1,) float64, falling, the last one 0
+    sigmas   (steps + 1,) float64, decreasing; the last one is 0
     noise    noise() -> (B, C, H, W) standard normal; only stochastic samplers draw it
 
-Some have options of their own: eta of DDIM and DPM-Solver++, Heun's churn, RePaint's picture.
+Some take more arguments: eta for DDIM and DPM-Solver++, churn for Heun, the picture for RePaint.
 
 All work in variance-exploding coordinates x = x0 + sigma * eps, where the probability flow is
 dx/dsigma = (x - D(x, sigma)) / sigma (Karras et al. 2022, eq. 1 and 3), and all end on the value
-of D at the last noise level. One step is one network call, but two for Heun.
+of D at the last noise level. One step is one network call, except two for Heun.
 """
 
 import math
@@ -26,19 +28,19 @@ from models.diffusion import Denoiser
 
 Noise = Callable[[], Tensor]
 
-LONG_STEP = 100  # from one noise level to the next, as a ratio
+LONG_STEP = 100  # ratio of successive noise levels from which on Heun takes an Euler step
 
 
 def change_since(previous: Tensor, denoise: Denoiser, x0_hat: Tensor) -> Tensor:
-    """x0_hat - previous, the last two predictions; without what setting in of guidance adds."""
+    """x0_hat - previous, without the jump where guidance starts or ends between the two calls."""
     return denoise.change() if hasattr(denoise, "change") else x0_hat - previous
 
 
 def split_noise(sigma: Tensor, sigma_next: Tensor, eta: float) -> tuple[Tensor, Tensor]:
-    """The noise left of the old, and the fresh: sigma_down^2 + sigma_up^2 = sigma_next^2.
+    """Levels of the old noise kept and of fresh noise: sigma_down^2 + sigma_up^2 = sigma_next^2.
 
-    Song et al. 2021, eq. 16, in terms of sigma: for eta 1 the standard deviation of x at sigma_next
-    given x at sigma and x0.
+    Song et al. 2021, eq. 16, in terms of sigma: for eta 1, sigma_up is the standard deviation of x
+    at sigma_next given x at sigma and x0.
     """
     sigma_up = eta * sigma_next * (1 - (sigma_next / sigma) ** 2).sqrt()
     return (sigma_next**2 - sigma_up**2).sqrt(), sigma_up
@@ -71,12 +73,12 @@ def sample_dpmpp_2m(
     """DPM-Solver++(2M), second order (Lu et al. 2022b): eta 0 is algorithm 2, deterministic.
 
     Each step extrapolates the denoised image from the last two in log sigma. The first step has
-    no past and the last has infinite length in log sigma: both are plain DDIM steps. DDIM's eta
-    then brings in fresh noise: 1 is the paper's SDE-DPM-Solver++(2M).
+    no past and the last has infinite length in log sigma, so both are plain DDIM steps. DDIM's eta
+    then adds fresh noise: 1 is the paper's SDE-DPM-Solver++(2M).
 
-    The exact probability flow needs no fresh noise. A learnt one gains by it, because it wears away
-    the errors of earlier steps: at 0.75, more than a deterministic sampler can by any number of
-    steps. All of DDPM's noise, eta 1, would need more of them.
+    The exact probability flow needs no fresh noise. A learnt one benefits from it, because fresh
+    noise reduces the errors of earlier steps: at eta 0.75, by more than a deterministic sampler can
+    gain from any number of steps. The full noise of DDPM, eta 1, would need more steps.
     """
     previous, last_step = None, None
     for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
@@ -99,10 +101,11 @@ def sample_heun(
 ) -> Tensor:
     """Heun's method on the probability flow (Karras et al. 2022, algorithms 1 and 2).
 
-    Second order with two network calls a step. A step across orders of magnitude, from the highest
-    level or to 0, is Euler's and has one: the mean of two slopes means nothing there. `churn` is
-    the paper's S_churn: before each step, fresh noise lifts sigma by churn / steps of itself, at
-    most by sqrt(2) - 1. 0 is deterministic, and then `sigmas` may also rise, to encode an image.
+    Second order, with two network calls per step. A step across orders of magnitude, from the
+    highest level or to 0, is an Euler step with one call, because the mean of two slopes is
+    meaningless there. `churn` is the paper's S_churn: before each step, fresh noise raises sigma by
+    a fraction churn / steps, at most sqrt(2) - 1. With churn 0 the sampler is deterministic, and
+    `sigmas` may also increase, to encode an image.
     """
     gamma = min(churn / (len(sigmas) - 1), 2**0.5 - 1)
     for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
@@ -123,8 +126,8 @@ def sample_heun(
 def sample_unipc(denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Tensor:
     """UniPC-2 with B(h) = e^h - 1, deterministic (Zhao et al. 2023, algorithms 1 and 2).
 
-    The predictor is DPM-Solver++(2M). The corrector then takes the step again with the denoised
-    image of its end, which the next step needs anyway: third order at one network call a step.
+    The predictor is DPM-Solver++(2M). The corrector then repeats the step with the denoised image
+    at its end, which the next step needs anyway: third order at one network call per step.
     """
     x0_hat = denoise(x, sigmas[0])
     change, last_step = None, None
@@ -135,8 +138,8 @@ def sample_unipc(denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> 
         past = 0.0 if change is None else change * (h / last_step)
         x0_next = denoise(euler + weight / 2 * past, sigma_next)
         first, change = change is None, change_since(x0_hat, denoise, x0_next)
-        b1 = (1 - weight / h) / weight  # of a change linear in lambda
-        b2 = (1 - 2 * (1 - weight / h) / h) / weight  # of a quadratic one
+        b1 = (1 - weight / h) / weight  # for a change linear in lambda
+        b2 = (1 - 2 * (1 - weight / h) / h) / weight  # for a quadratic one
         bend = 0.0 if first else (b1 - b2) / (1 + last_step / h)
         x = euler + weight * (bend * past + (b1 - bend) * change)
         last_step, x0_hat = h, x0_next
@@ -146,8 +149,8 @@ def sample_unipc(denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> 
 def sample_consistency(denoise: Denoiser, x: Tensor, sigmas: Tensor, noise: Noise) -> Tensor:
     """Multistep consistency sampling (Song et al. 2023, algorithm 1), for distilled networks.
 
-    Their D is an image already, not the mean of all images that may lie below the noise. One call
-    is D at the highest level; each further one noises the image afresh, and mends it.
+    Their D is already an image, not the mean of all images that may lie under the noise. The first
+    call is D at the highest level; each further call adds fresh noise to the image and refines it.
     """
     x0_hat = denoise(x, sigmas[0])
     for sigma in sigmas[1:-1]:
@@ -168,9 +171,9 @@ def sample_repaint(
 
     Args:
         known: (B, C, H, W) the picture, in [-1, 1].
-        missing: like `known`, bool: the pixels to draw. All others come back as they are.
-        repeats: how often a step is taken, with its noise put back in between; so the drawn
-            pixels come to agree with the known ones, which know nothing of them.
+        missing: like `known`, bool: the pixels to draw. All others are returned unchanged.
+        repeats: how often each step is taken, with its noise added back in between. This makes the
+            drawn pixels agree with the known ones, which do not depend on them.
     """
     for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
         for left in reversed(range(repeats if sigma_next > 0 else 1)):
@@ -186,20 +189,20 @@ def sample_repaint(
 def encode(denoise: Denoiser, x0: Tensor, sigmas: Tensor) -> Tensor:
     """The start from which a deterministic sampler draws x0: the probability flow run backwards.
 
-    Takes x0 (B, C, H, W) in [-1, 1] and the falling `sigmas` of sampling; returns x at sigmas[0]
-    (Song et al. 2021b, section 4.3). x0 counts as the flow's value at the lowest level.
+    Takes x0 (B, C, H, W) in [-1, 1] and the decreasing `sigmas` of sampling; returns x at sigmas[0]
+    (Song et al. 2021b, section 4.3). x0 is taken as the flow's value at the lowest level above 0.
     """
-    return sample_heun(denoise, x0, sigmas[:-1].flip(0), lambda: x0)  # which draws no noise
+    return sample_heun(denoise, x0, sigmas[:-1].flip(0), lambda: x0)  # Heun draws no noise here
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """A sampler's function, and what it does best with.
+    """A sampler's function and the settings that suit it best.
 
     Attributes:
         spacing, steps: of the noise levels; steps None means T.
-        eta, churn: the default of that option; None where the sampler has no such option.
-        noisy: draws fresh noise between steps whatever its options.
+        eta, churn: the default of that option; None if the sampler has no such option.
+        noisy: True if it draws fresh noise between steps, whatever its options.
     """
 
     function: Callable[..., Tensor]
@@ -210,7 +213,7 @@ class Sampler:
     noisy: bool = False
 
 
-# Of the default, 13 steps are 15 network calls: two of the levels are guided, at a call more.
+# The default's 13 steps take 16 network calls: three levels are guided, at one extra call each.
 SAMPLERS = {
     "dpmpp_2m_sde": Sampler(sample_dpmpp_2m, "logsnr", 13, eta=0.75),
     "unipc": Sampler(sample_unipc, "logsnr", 15),

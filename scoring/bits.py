@@ -1,4 +1,4 @@
-"""Bits per dimension of a trained model: by the bounds of `scoring.likelihood`, and by the flow."""
+"""Bits per dimension of a trained model, from the bounds in `scoring.likelihood` and the flow."""
 
 import math
 
@@ -22,17 +22,17 @@ from scoring.yardstick import image_hash
 from utils.data_loader import Dataset, to_model_range
 from utils.random import Stream, generator
 
-FLOW_BATCH = 50  # images whose flows are solved as one system
+FLOW_BATCH = 50  # images solved together, as one system of equations
 
 
 def some(data: Dataset, count: int, seed: int, labelled: bool) -> tuple[Tensor, Tensor | None]:
-    """At most `count` images and labels; files may be sorted, so they are random ones."""
+    """At most `count` images and labels, picked at random because files may be sorted."""
     chosen = torch.randperm(len(data.images), generator=generator(Stream.ORDER, seed))[:count]
     return data.images[chosen], data.labels[chosen] if labelled else None
 
 
 def per_dim(nats: Tensor, size: int) -> tuple[float, float]:
-    """The mean in bits per dimension, and its standard error over images (N,) of `size` values."""
+    """Mean bits per dimension and its standard error, from nats (N,) of images of `size` values."""
     bits = nats.double() / math.log(2) / size
     return bits.mean().item(), (bits.var(correction=0) / max(len(bits) - 1, 1)).sqrt().item()
 
@@ -48,14 +48,14 @@ def measure(
     precision: str,
     batch_size: int | None = None,
 ) -> dict:
-    """The content of the JSON file: bits/dim of `count` test images, and what they are made of.
+    """The content of the JSON file: bits/dim of `count` test images, in total and by part.
 
-    Each figure has an `_error`, its standard error over images. `flow` of the images are measured
-    by the probability flow, too. Raises UserError for a distilled network.
+    Each figure has an `_error`, its standard error over images. The first `flow` images are also
+    measured with the probability flow. Raises UserError for a distilled network.
     """
     if model.few_step:
         raise UserError(
-            "--likelihood: a distilled network denoises at a few levels only, and the bound needs"
+            "--likelihood: a distilled network denoises at only a few levels, but the bound needs"
             " all of them; must be a network that was not distilled"
         )
     labelled, size = model.net.num_classes > 0, math.prod(model.data.shape)
@@ -72,7 +72,7 @@ def measure(
     found |= in_bits(figures(bound, label), size)
     found["by_level"] = by_level(bound, sigmas, size)
     if flow:
-        denoise = denoiser_of(model, "fp32")  # the solver would follow the rounding of bfloat16
+        denoise = denoiser_of(model, "fp32")  # the solver would track bfloat16 rounding errors
         own = generator(Stream.NOISE, seed, 1)
         part = slice(0, flow)
         y = None if labels is None else labels[part]
@@ -100,7 +100,7 @@ def label_nats(model: TrainedModel, labels: Tensor | None, count: int) -> Tensor
 
 
 def figures(bound: Bound, label: Tensor) -> dict[str, Tensor]:
-    """What is reported, in nats for each image."""
+    """The reported figures, in nats for each image."""
     around = bound.prior + bound.reconstruction
     return {
         "bits_per_dim": around + bound.diffusion + label,
@@ -116,7 +116,7 @@ def figures(bound: Bound, label: Tensor) -> dict[str, Tensor]:
 
 
 def by_level(bound: Bound, sigmas: Tensor, size: int) -> list[dict]:
-    """The diffusion part of the integral by half octaves of sigma; they sum to it."""
+    """The diffusion integral, split into half octaves of sigma that sum to it."""
     octave = ((bound.sigmas / sigmas[0]).log2() * 2).long()
     bits = torch.zeros(int(octave.max()) + 1, dtype=torch.float64)
     bits.index_add_(0, octave.flatten(), bound.paid.flatten() / math.log(2) / size)
@@ -136,13 +136,13 @@ def flow_nats(
     own: torch.Generator,
     device: torch.device,
 ) -> dict[str, Tensor]:
-    """-log p(image) by the density of the flow, (N,), in two ways. Both are bounds.
+    """Two upper bounds on -log p(image), each (N,), from the density of the flow.
 
-    `flow` puts the flow's density in the place of the prior and diffusion parts, with the same
-    decoder:  -log p(k) <= E log q(z_0 | k) - log p(z_0) - log p(k | z_0).  So it can be held
-    against the bound. `flow_uniform` adds uniform noise as wide as a grey level, as normalising
-    flows do (Theis et al. 2016). It is high if the lowest sigma is not far below that width: the
-    density is then too smooth for pixels that are exactly black.
+    `flow` replaces the prior and diffusion parts with the flow's density and keeps the decoder:
+    -log p(k) <= E log q(z_0 | k) - log p(z_0) - log p(k | z_0).  This makes it comparable with
+    the variational bound. `flow_uniform` adds uniform noise one grey level wide, as normalising
+    flows do (Theis et al. 2016). It is high unless the lowest sigma is far below that width;
+    otherwise the density is too smooth for pixels that are exactly black.
     """
     found = {"flow": [], "flow_uniform": []}
     lowest = float(sigmas[0])
@@ -169,7 +169,7 @@ def flow_nats(
 
 
 def print_bits(found: dict) -> None:
-    """For people: the parts, and their sums."""
+    """Print the parts and their sums."""
 
     def line(text: str, *names: str) -> None:
         cells = [f"{found[name]:.4f} ± {found[f'{name}_error']:.4f}" for name in names]
@@ -182,11 +182,11 @@ def print_bits(found: dict) -> None:
     line("reconstruction", "reconstruction", "reconstruction")
     if found["label"]:
         line("label", "label", "label")
-    line("at most, in all", "bits_per_dim", "bits_per_dim_discrete")
+    line("total (upper bound)", "bits_per_dim", "bits_per_dim_discrete")
     if found["label"]:
         line("  given the label", "bits_per_dim_given_label")
     if "flow" in found:
-        print(f"\nby the flow, {found['n_flow']} images")
+        print(f"\nprobability flow, {found['n_flow']} images")
         line("same decoder", "flow")
-        line("  minus the bound of these", "flow_minus_bound")
+        line("  minus their upper bound", "flow_minus_bound")
         line("uniform dequantisation", "flow_uniform")

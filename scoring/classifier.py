@@ -1,4 +1,4 @@
-"""The project's own digit classifier: its features score images, its labels sort them."""
+"""The project's own digit classifier: its features score images, its predictions sort them."""
 
 import hashlib
 import math
@@ -17,18 +17,18 @@ CLASSIFIER_SHA256 = "0c199308cc1138fb943f3db0c9b78c684fd207e7a198041866b85f9fa65
 
 
 def reads(data: DatasetInfo) -> bool:
-    """True where the shipped classifier knows the classes: digits, as MNIST shows them."""
+    """True if the shipped classifier can read the images: digits in the format of MNIST."""
     return data.shape == DigitClassifier.shape and data.class_names == CLASSES
 
 
 class DigitClassifier(nn.Module):
-    """A small convolutional classifier; its last hidden layer is the features.
+    """A small convolutional classifier; its last hidden layer provides the features.
 
-    By default for MNIST's digits; `--tstr` makes others, for images (C, H, W) of any size.
+    The defaults are for MNIST; `--tstr` trains others, on images (C, H, W) of any size.
     """
 
     dim = 128
-    shape = (1, 28, 28)  # of the images that the shipped one knows
+    shape = (1, 28, 28)  # of the images that the shipped classifier reads
 
     def __init__(self, channels: int = 1, num_classes: int = len(CLASSES)):
         super().__init__()
@@ -51,7 +51,7 @@ class DigitClassifier(nn.Module):
 
 
 def load_classifier(device="cpu") -> DigitClassifier:
-    """The shipped classifier. Raises UserError if its file is missing or another one."""
+    """The shipped classifier. Raises UserError if its file is missing or has been altered."""
     try:
         digest = hashlib.sha256(CLASSIFIER_PATH.read_bytes()).hexdigest()
     except OSError:
@@ -64,11 +64,11 @@ def load_classifier(device="cpu") -> DigitClassifier:
 
 
 def jitter(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Small random affine maps of x (B, C, H, W): 10 degrees, 10 % of size, 2 pixels of shift."""
+    """Random affine maps of x (B, C, H, W): up to 10 degrees, 10 % in size, 2 pixels of shift."""
     u = torch.rand(5, len(x), generator=generator).to(x) * 2 - 1
     angle, log_scale, shear = u[0] * math.radians(10), u[1] * 0.1, u[2] * 0.1
     cos, sin = angle.cos() * log_scale.exp(), angle.sin() * log_scale.exp()
-    shift = u[3:] * 2 * 2 / x.shape[-1]  # 2 pixels, where the image is 2 units wide
+    shift = u[3:] * 2 * 2 / x.shape[-1]  # 2 pixels; the image is 2 units wide
     rows = [torch.stack([cos, shear - sin, shift[0]], 1), torch.stack([sin, cos, shift[1]], 1)]
     grid = F.affine_grid(torch.stack(rows, 1), list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, align_corners=False)
@@ -85,9 +85,9 @@ def train_classifier(
     seed: int = 0,
     num_classes: int = len(CLASSES),
 ) -> DigitClassifier:
-    """A classifier of images (N, C, H, W) uint8, labels (N,) int64 below num_classes; N >= 2.
+    """A classifier trained on images (N, C, H, W) uint8, labels (N,) < num_classes int64; N >= 2.
 
-    AdamW with a one-cycle learning rate, which peaks at `lr`, on jittered images.
+    Trained by AdamW with a one-cycle learning rate that peaks at `lr`, on jittered images.
     """
     images, labels = images.to(device), labels.to(device)
     torch.manual_seed(seed)

@@ -1,27 +1,28 @@
-"""The last step from noise to an image of 8 bits: the probability of each value of each pixel."""
+"""The last step from noise to an 8-bit image: a probability for each value of each pixel."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-BIN = 2 / 255  # between neighbouring values of a pixel
+BIN = 2 / 255  # between neighbouring pixel values
 BEYOND = 25  # bins of x_hat below black and above white
 BINS = 256 + 2 * BEYOND
-NEAR = 3  # grey levels: the farthest that a neighbouring pixel is told how far
-CONTEXTS = (2 * NEAR + 2) ** 2  # that the decoder knows of two neighbours
+NEAR = 3  # grey levels; all larger differences to a neighbour count as one
+CONTEXTS = (2 * NEAR + 2) ** 2  # that two neighbours can form
 
 
 def bins(x_hat: Tensor) -> Tensor:
-    """The nearest value of a pixel, counted from `BEYOND` below black."""
+    """The nearest pixel value, counted from `BEYOND` values below black."""
     nearest = ((x_hat + 1) / BIN).round().long()
     return nearest.clamp(-BEYOND, 255 + BEYOND) + BEYOND
 
 
 def neighbours(k: Tensor, cell: Tensor) -> Tensor:
-    """What pixels before each of the pixels k (B, C, H, W) say of it, one of CONTEXTS numbers.
+    """The context of each of the pixels k (B, C, H, W), as one of CONTEXTS numbers.
 
-    Those are the pixels to the left and above. Along a straight stroke grey levels repeat exactly,
-    so what counts is whether they are as x_hat expects this pixel to be, to a few grey levels.
+    It depends on the pixels to the left and above. Grey levels repeat exactly along a straight
+    stroke, so the context tells how far each neighbour is from the value that x_hat predicts here,
+    up to a few grey levels.
     """
     k = k.long()
     left, above = F.pad(k, (1, 0))[..., :-1], F.pad(k, (0, 0, 1, 0))[..., :-1, :]
@@ -31,7 +32,7 @@ def neighbours(k: Tensor, cell: Tensor) -> Tensor:
 
 
 def leaning(counts: Tensor, on: Tensor, weight: float) -> Tensor:
-    """Rows of probabilities from rows of counts, as if `on` had been seen `weight` times more."""
+    """Rows of probabilities from rows of counts, as if `on` had been seen `weight` more times."""
     return (counts + weight * on) / (counts.sum(-1, keepdim=True) + weight)
 
 
@@ -44,10 +45,11 @@ def table_of(cell: Tensor, k: Tensor) -> Tensor:
 
 
 class Decoder:
-    """p(k | z_0): pixel by pixel in reading order, by x_hat(z_0) and by pixels before.
+    """p(k | z_0): pixel by pixel in reading order, given x_hat(z_0) and earlier pixels.
 
-    Any table of probabilities gives a valid bound. This one is counted on training images. A row
-    that was seldom seen leans on the row of its bin, and that one on the counts of all pixels.
+    Any table of probabilities gives a valid bound. This one is counted on training images. Rarely
+    seen rows are smoothed towards the row of their bin, and that one towards the counts of all
+    pixels.
 
     Attributes:
         by_bin: (BINS, 256), p(k | bin of x_hat), each row summing to 1.
@@ -63,14 +65,14 @@ class Decoder:
         self.table = leaning(counts.view(CONTEXTS, BINS, 256), self.by_bin, 20)
 
     def nats(self, x_hat: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """-log p(k | z_0) of images k, (B,); and what it is without the neighbours."""
+        """-log p(k | z_0) of images k, (B,), with the neighbours and without them."""
         cell, value = bins(x_hat), k.long()
         found = self.table[neighbours(k, cell), cell, value], self.by_bin[cell, value]
         return tuple(-p.log().double().flatten(1).sum(1) for p in found)
 
 
 def held_out_nats(x_hat: Tensor, k: Tensor) -> float:
-    """What an image costs a decoder without neighbours, counted on other images.
+    """Mean -log p(k | z_0) of held-out images, by a decoder without neighbours.
 
     The table is counted on four of five images; the mean is over the others.
     """

@@ -8,16 +8,16 @@ from torch import Tensor
 from scoring.estimate import Estimate, beside, typical
 from scoring.metrics import Reference, Score, fid, fid_spread, nearest, share_below
 
-MIN_CLASS_SIZE = 10  # images; with fewer, the Frechet distance of a class says nothing
+MIN_CLASS_SIZE = 10  # images; with fewer, the Frechet distance of a class means nothing
 
 
 class Sorted:
-    """Images sorted by the classifier's opinion: samples and real ones alike.
+    """Images sorted by the class that the classifier predicts; samples or real images.
 
-    Args: features (N, D); probabilities of the classes (N, classes), by the classifier.
+    Args: features (N, D); class probabilities (N, classes) from the classifier.
 
     Attributes:
-        digits: the likeliest class of each, (N,).
+        digits: the most likely class of each, (N,).
         by_class: the features of each class.
     """
 
@@ -37,23 +37,23 @@ class Sorted:
         return [Reference(self.features[self.digits == digit]) for digit in classes]
 
     def confidence(self, digit: int) -> float | None:
-        """How sure the classifier is of its images of a class, on average."""
+        """Mean probability that the classifier gives to `digit`, over images predicted as it."""
         sure = self.probabilities.amax(dim=1)[self.digits == digit]
         return sure.mean().item() if len(sure) else None
 
 
-Pairs = list[tuple[Sorted, Sorted]]  # sets of images, and what each is held against
+Pairs = list[tuple[Sorted, Sorted]]  # sets of images, each with the set to compare it with
 
 
 def class_fids(pairs: Pairs, digit: int) -> list[Score]:
-    """FID within a class of the first of each pair against the second, where both have enough."""
+    """FID within a class of each pair, first against second, if both have enough images."""
     sets = [(own.by_class[digit], other.by_class[digit]) for own, other in pairs]
     enough = [both for both in sets if min(map(len, both)) >= MIN_CLASS_SIZE]
     return [(fid(x.features, y), fid_spread(x.features, y)) for x, y in enough]
 
 
 def class_floors(pairs: Pairs) -> list[Estimate | None]:
-    """For each class, the FID within it of draws of real images; None where it is too rare."""
+    """For each class, the FID of draws of real images; None if the class is too rare."""
     found = [class_fids(pairs, digit) for digit in range(pairs[0][0].probabilities.shape[1])]
     return [Estimate.of(scores) if scores else None for scores in found]
 
@@ -65,10 +65,10 @@ def class_table(
     labels: Tensor | None,
     matched: Pairs = (),
 ) -> list[dict]:
-    """A row for each class: how many samples, how sure the classifier is of them, their FID.
+    """A row for each class: the number of samples, the classifier's confidence, and the FID.
 
-    floors: of each class. labels: what the samples were asked to be, or None. matched: where the
-    floors have other conditions than `samples` against `reference`, the samples under theirs.
+    floors: of each class. labels: the classes asked for, or None. matched: the samples under the
+    conditions of the floors, if these differ from `samples` against `reference`.
     """
     rows = []
     for digit, floor in enumerate(floors):
@@ -87,21 +87,22 @@ def class_table(
 
 
 def confusion_matrix(asked: Tensor, found: Tensor, classes: int) -> Tensor:
-    """Counts (classes, classes) of labels asked for (rows) against those found (columns)."""
+    """Counts (classes, classes) of classes asked for (rows) and classes found (columns)."""
     return torch.bincount(asked * classes + found, minlength=classes**2).view(classes, classes)
 
 
 class Nearness:
-    """How near samples, and test images, lie to the training images.
+    """How close samples and test images are to the training images.
 
-    Args: vectors (N, D), (M, D) and (K, D), pixels or features, of samples, test and training.
+    Args: vectors (pixels or features) of samples (N, D), test images (M, D) and training images
+        (K, D).
 
     Attributes:
         samples, test: distance of each to its nearest training image, (N,) and (M,).
         neighbours: the index of that training image, (N,), for each sample.
-        closer: the chance that a sample lies nearer to the training set than a test image does;
+        closer: the probability that a sample is closer to the training set than a test image;
             0.5 for fresh images of the same kind, near 1 for copies (Meehan et al. 2020).
-        closest_percent: share of samples nearer than the nearest 1 % of the test images; 0.01
+        closest_percent: share of samples closer than the closest 1 % of the test images; 0.01
             for fresh images.
     """
 

@@ -1,4 +1,4 @@
-"""What a diffusion model makes of an image: the label that helps it most to remove noise."""
+"""A diffusion model as a classifier: it picks the label that helps most to remove noise."""
 
 import math
 
@@ -11,8 +11,8 @@ from utils.data_loader import to_model_range
 from utils.device import autocast, sampling_batch
 from utils.random import ImageNoise
 
-# Noise levels sigma where labels matter: less noise is removed alike under every label, and more
-# hides the digit. Each has noise of its own, and only the mean over many of them is reliable.
+# Noise levels sigma where labels matter: less noise is removed equally well under every label, and
+# more hides the digit. Each level has its own noise; only the mean over many levels is reliable.
 LEVELS = tuple(torch.logspace(math.log10(1.5), math.log10(9), 24).tolist())
 
 
@@ -20,11 +20,11 @@ LEVELS = tuple(torch.logspace(math.log10(1.5), math.log10(9), 24).tolist())
 def denoising_errors(
     model: TrainedModel, images: Tensor, levels: tuple[float, ...] = LEVELS, seed: int = 0
 ) -> Tensor:
-    """How badly the noise of images is predicted under each label: (N, classes), float64.
+    """The error of the predicted noise of images under each label: (N, classes), float64.
 
-    |eps - eps_hat(x, sigma, label)|^2, summed over pixels, the mean over `levels`. The same noise
-    serves all labels, so that only the label makes the difference (Li et al. 2023, section 3.2).
-    Takes len(levels) * classes network calls an image.
+    |eps - eps_hat(x, sigma, label)|^2, summed over pixels, averaged over `levels`. All labels see
+    the same noise, so errors differ only because of the label (Li et al. 2023, section 3.2).
+    Takes len(levels) * classes network calls per image.
 
     Args:
         images: (N, C, H, W) uint8.
@@ -33,7 +33,7 @@ def denoising_errors(
     """
     if model.few_step or not model.net.num_classes:
         lacks = "a distilled one" if model.few_step else "one without labels"
-        raise UserError(f"a diffusion classifier needs a network told labels, not {lacks}")
+        raise UserError(f"a diffusion classifier needs a class-conditional network, not {lacks}")
     classes, device, parts = model.net.num_classes, model.device, []
     for numbers in torch.arange(len(images)).split(max(1, sampling_batch(device) // classes)):
         x0 = to_model_range(images[numbers].to(device))
@@ -56,7 +56,7 @@ def denoising_errors(
 def diffusion_classifier(model: TrainedModel, images: Tensor, **options) -> Tensor:
     """Probabilities (N, classes) of the labels of images (N, C, H, W) uint8.
 
-    softmax of minus `denoising_errors` (Li et al. 2023, eq. 5), which takes the same options: the
-    error bounds -log p(image | label) up to a constant, and all labels are equally likely before.
+    The softmax of minus `denoising_errors` (Li et al. 2023, eq. 5), which takes the same options:
+    the error bounds -log p(image | label) up to a constant, and the prior over labels is uniform.
     """
     return (-denoising_errors(model, images, **options)).softmax(dim=1)

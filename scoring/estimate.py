@@ -1,4 +1,4 @@
-"""Scores over several draws, and how far two of them lie apart."""
+"""Scores over several draws, and whether two scores differ."""
 
 import math
 import statistics
@@ -8,25 +8,25 @@ from scipy.special import stdtrit
 
 from scoring.metrics import Score
 
-ENOUGH_DRAWS = 5  # to measure a spread; fewer say less of it than the spreads that they state
-LEVEL = 0.05  # how often a score of a perfect model may be said to differ from real data's
+ENOUGH_DRAWS = 5  # to measure a spread; with fewer, the stated spreads are more reliable
+LEVEL = 0.05  # how often the score of a perfect model may be reported to differ from real data
 
 
 def typical(scores: list[Score]) -> Score:
-    """The mean of the values, and the root mean square of the spreads that they state."""
+    """The mean of the values, and the root mean square of their stated spreads."""
     values, stated = zip(*scores, strict=True)
     return statistics.fmean(values), math.sqrt(statistics.fmean(spread**2 for spread in stated))
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A score over several draws of as many images each.
+    """A score over several draws, each of the same number of images.
 
     Attributes:
         value: the mean over the draws.
         spread: the standard deviation of one draw.
-        draws: how many there are.
-        measured: True where `spread` is how the draws differ, False where it is what they state.
+        draws: the number of draws.
+        measured: True if `spread` is computed from the draws, False if it is their stated spread.
     """
 
     value: float
@@ -36,7 +36,7 @@ class Estimate:
 
     @classmethod
     def of(cls, scores: list[Score], enough: int = ENOUGH_DRAWS) -> "Estimate":
-        """From the score of each draw; `enough` of them, at least 2, measure the spread."""
+        """From the score of each draw; `enough` draws (at least 2) measure the spread."""
         value, stated = typical(scores)
         if len(scores) < enough:
             return cls(value, stated, len(scores))
@@ -62,14 +62,14 @@ class Estimate:
 def beside(
     name: str, own: Estimate | None, floor: Estimate | None, matched: Estimate | None = None
 ) -> dict[str, float | bool | None]:
-    """The fields of one score in a result; None where there are too few images.
+    """The fields of one score in a result; None if there are too few images.
 
-    NAME, NAME_spread: of the samples; NAME_error: the standard error, if it is a mean.
-    NAME_floor, NAME_floor_spread: of real images in their place.
-    NAME_matched, NAME_matched_spread: of the samples under the conditions of the floor, if those
-        are not the same anyway (`scoring.yardstick.Yardstick`).
-    NAME_distance: samples - floor, in units of NAME_floor_spread; None where that is 0.
-    NAME_differs: whether so many images can tell the samples from real ones by this score.
+    NAME, NAME_spread: of the samples; NAME_error: the standard error, if NAME is a mean.
+    NAME_floor, NAME_floor_spread: of real images, scored like samples.
+    NAME_matched, NAME_matched_spread: of the samples under the conditions of the floor, if these
+        are different (`scoring.yardstick.Yardstick`).
+    NAME_distance: samples - floor, in units of NAME_floor_spread; None if that is 0.
+    NAME_differs: whether this many images are enough to tell samples from real ones by this score.
     """
     fields: dict[str, float | bool | None] = {}
     for part, estimate in (("", own), ("_floor", floor), ("_matched", matched)):

@@ -1,4 +1,4 @@
-"""Everything that can be asked of a set of images: scores, classes, copies, usefulness."""
+"""The full evaluation of a set of images: scores, classes, copies, usefulness."""
 
 import json
 import statistics
@@ -23,16 +23,16 @@ from utils.files import write_atomically
 from utils.image_checks import suspicions
 from utils.visualization import plot_nearness, save_figure
 
-TSTR_STEPS = 4700  # of training a classifier: 12 epochs of 50,000 images
+TSTR_STEPS = 4700  # training steps of a classifier: 12 epochs of 50,000 images
 TSTR_SEEDS = 3  # classifiers for each of the two sets
 
 
 def learnt_accuracy(
     images: Tensor, labels: Tensor, test: Dataset, seed: int, device: torch.device
 ) -> float:
-    """Accuracy on `test` of a classifier that learnt from images and labels.
+    """Accuracy on `test` of a classifier trained on images and labels.
 
-    It is kept on disk, by the content of all that decides it, and found there the next time.
+    Cached on disk, under a hash of everything that it depends on.
     """
     classes = test.info.num_classes
     key = [content_hash(Path(classifier.__file__).read_bytes()), TSTR_STEPS, seed, classes]
@@ -49,10 +49,10 @@ def learnt_accuracy(
 
 @dataclass
 class Candidate:
-    """What is scored.
+    """A set of images to score.
 
-    images: uint8 (N, C, H, W). labels: (N,) int64 that were asked for, or None. name: the folder
-    under outputs/. facts: where they are from.
+    images: uint8 (N, C, H, W). labels: (N,) int64, the classes asked for, or None. name: the
+    folder under outputs/. facts: where the images come from.
     """
 
     images: Tensor
@@ -62,10 +62,10 @@ class Candidate:
 
 
 class Scorer:
-    """Feature networks and real data, loaded once, and everything that can be asked of a candidate.
+    """Scores candidates, with feature networks and real data that are loaded once.
 
     Args:
-        network, yardstick: whose features are compared, and with what.
+        network, yardstick: the network that computes features, and what to compare them with.
         data: what the candidates should look like.
         real: real("train") and real("test") load that data.
 
@@ -82,7 +82,7 @@ class Scorer:
     ):
         self.network, self.yardstick, self.data = network, yardstick, data
         self.real, self.device = real, device
-        # the classifier sorts samples and finds copies, whatever network scores them
+        # the classifier sorts samples and finds copies, whichever network scores them
         self.classifier = None
         if data.shape == DigitClassifier.shape:
             shared = network.name == MNISTFeatures.name
@@ -100,7 +100,9 @@ class Scorer:
             scores["warnings"] += suspicions(images)
             scores |= self.classes(candidate, features, seen)
         elif self.network is self.classifier:
-            scores["warnings"].append(f"features mnist were learnt on digits, not {self.data.name}")
+            scores["warnings"].append(
+                f"the mnist features were trained on digits, not {self.data.name}"
+            )
         if memorization:
             scores |= self.memorization(candidate, seen)
         if usefulness:
@@ -108,7 +110,7 @@ class Scorer:
         return scores
 
     def classes(self, candidate: Candidate, features: Tensor, seen: Tensor) -> dict:
-        """What the classifier makes of the samples, class by class."""
+        """A table of the classes; with labels, also agreement and the confusion matrix."""
         samples = Sorted(features, self.classifier.probabilities(seen))
         parts = self.yardstick.subsets(len(features))
         opposites = [opposite for _, opposite in self.real_pairs]
@@ -128,7 +130,7 @@ class Scorer:
 
     @cached_property
     def real_pairs(self) -> list[tuple[Sorted, Sorted]]:
-        """The draws of the floor and what each is held against, sorted by class."""
+        """The draws of the floor, each with the images it is compared with, sorted by class."""
         yardstick = self.yardstick
         stand_in = self.sorted(yardstick.stand_in_features, yardstick.stand_in)
         return [
@@ -138,7 +140,7 @@ class Scorer:
 
     @cached_property
     def floors(self) -> list[Estimate | None]:
-        """What real images score within each class."""
+        """The FID of real images within each class."""
         return class_floors(self.real_pairs)
 
     def sorted(self, features: Tensor, images: Tensor) -> Sorted:
@@ -146,10 +148,10 @@ class Scorer:
         return Sorted(features, self.classifier.probabilities(seen))
 
     def over_seeds(self, results: list[dict]) -> dict:
-        """One result of those of at least two seeds: each score the mean, beside the floor.
+        """Merge the results of at least two seeds: each score becomes a mean, beside the floor.
 
-        The spread is how single seeds differ, and NAME_error the standard error of the mean. All
-        single results are kept, as `results`.
+        The spread is the standard deviation between seeds; NAME_error is the standard error of the
+        mean. The result of each seed is kept in `results`.
         """
         said = list(dict.fromkeys(line for found in results for line in found["warnings"]))
         merged = mean_of([found | {"warnings": said} for found in results])
@@ -182,8 +184,8 @@ class Scorer:
     def usefulness(self, candidate: Candidate) -> dict:
         """Train on synthetic, test on real (Esteban et al. 2017), beside train on real.
 
-        Some classifiers learn from the samples and the labels they were asked to be, others from
-        as many training images; all for the same number of steps, however few images there are.
+        Some classifiers learn from the samples and the labels asked for, others from the same
+        number of training images. All take the same number of steps, however few images there are.
         `_spread` is the standard deviation over the seeds of classifiers.
         """
         train, test = self.real("train"), self.real("test")
@@ -203,7 +205,7 @@ class Scorer:
 
 
 def mean_of(results: list) -> Any:
-    """Results of one form as one: the mean of each number in them, and else what the first says."""
+    """Merge results of the same form: the mean of each number, and the first of anything else."""
     first = results[0]
     if isinstance(first, dict):
         return {key: mean_of([found.get(key) for found in results]) for key in first}
@@ -214,7 +216,7 @@ def mean_of(results: list) -> Any:
 
 
 def mean_score(results: list[dict], name: str, floor: Estimate | None) -> dict:
-    """The fields of a score (`beside`), of the mean over results that have it."""
+    """The fields of a score (`beside`), averaged over the results that have it."""
 
     def mean(key: str) -> Estimate | None:
         scores = [(found[key], found[f"{key}_spread"]) for found in results if key in found]

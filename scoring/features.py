@@ -1,8 +1,8 @@
 """Images -> feature vectors, by two networks behind one protocol.
 
 `mnist` is the project's own classifier (`python -m scoring.train_classifier` trains it): it sees
-which digit, and how well formed. `inception` is the network of the published FID: it sees texture
-and edges.
+which digit it is and how well formed. `inception` is the network of the published FID: it sees
+texture and edges.
 """
 
 import hashlib
@@ -21,14 +21,14 @@ from utils.files import write_atomically
 from utils.provenance import source_hash
 
 CACHE = Path("outputs") / "feature_cache"
-CACHE_BLOCK = 1000  # images a file, so that what an interrupted run has done is not lost
-CODE = ("scoring/features.py", "scoring/classifier.py")  # makes the features
+CACHE_BLOCK = 1000  # images per file; an interrupted run keeps its finished blocks
+CODE = ("scoring/features.py", "scoring/classifier.py")  # computes the features
 
 
 class FeatureNetwork(Protocol):
     """uint8 (B, C, H, W) -> float32 (B, dim) on the CPU.
 
-    `version` tells the weights and `batch_size` how many images at a time are fastest.
+    `version` identifies the weights; `batch_size` is the fastest number of images at a time.
     """
 
     name: str
@@ -54,12 +54,12 @@ class MNISTFeatures:
 
     @torch.inference_mode()
     def probabilities(self, features: Tensor) -> Tensor:
-        """What the classifier makes of features (N, 128): probabilities of the classes, (N, 10)."""
+        """Class probabilities (N, 10) of features (N, 128)."""
         return self.net.head(features.to(self.device)).softmax(dim=1).cpu()
 
 
 class InceptionFeatures:
-    """A layer of the FID's Inception network, by pytorch-fid: 64, 192, 768 or 2048-d."""
+    """A layer of the FID's Inception network, from pytorch-fid: 64, 192, 768 or 2048-d."""
 
     def __init__(self, dims: int, device="cpu"):
         try:
@@ -68,12 +68,12 @@ class InceptionFeatures:
             raise UserError("--features inception: needs the package pytorch-fid") from None
         try:
             net = InceptionV3([InceptionV3.BLOCK_INDEX_BY_DIM[dims]])
-        except Exception as error:  # a failed or interrupted download, or a damaged file of one
+        except Exception as error:  # a failed or interrupted download, or a damaged file
             reason = f"{type(error).__name__}: {error}"
             raise UserError(f"--features inception: cannot load its weights ({reason})") from None
         self.net = net.to(device, memory_format=torch.channels_last).eval()
         self.name, self.dim, self.device = f"inception-{dims}", dims, device
-        # on a CPU the activations (299 x 299 pixels) of ten images fit its caches: 1.7 times faster
+        # on a CPU, the activations (299 x 299 pixels) of ten images fit in cache: 1.7 times faster
         self.batch_size = 10 if torch.device(device).type == "cpu" else 100
         digest = hashlib.sha256()
         for tensor in net.state_dict().values():
@@ -92,7 +92,7 @@ def load_features(name: str, dims: int, device="cpu") -> FeatureNetwork:
 
 
 def check_features(name: str, shape: tuple[int, ...], source: str) -> None:
-    """Raises UserError where the network cannot see images of `shape` (C, H, W) from `source`."""
+    """Raises UserError if the network cannot read images of `shape` (C, H, W) from `source`."""
     if name == MNISTFeatures.name and shape != DigitClassifier.shape:
         own, theirs = (" x ".join(map(str, size)) for size in (DigitClassifier.shape, shape))
         raise UserError(
@@ -101,11 +101,11 @@ def check_features(name: str, shape: tuple[int, ...], source: str) -> None:
 
 
 def extract(network: FeatureNetwork, images: Tensor, what: str, cache: bool = False) -> Tensor:
-    """Features (N, dim) float32 of images (N, C, H, W) uint8; a bar says `what` they are.
+    """Features (N, dim) float32 of images (N, C, H, W) uint8; a progress bar names `what`.
 
-    With `cache`, blocks of features are kept on disk and found again by the content of their
-    images: for real images, which are asked about in every run.
-    Raises UserError when the network yields NaN or infinity: no score can be made of those.
+    With `cache`, blocks of features are cached on disk under a hash of their images. Use it for
+    real images, which every run needs.
+    Raises UserError if the network returns NaN or infinity, which cannot be scored.
     """
     parts = []
     with tqdm(total=len(images), desc=f"{network.name} features of {what}", unit="img") as bar:
@@ -120,7 +120,7 @@ def _extract(network: FeatureNetwork, images: Tensor, bar: tqdm) -> Tensor:
         parts.append(network(batch))
         if not parts[-1].isfinite().all():
             raise UserError(
-                f"--features {network.name}: the network gives NaN or infinity,"
+                f"--features {network.name}: the network returns NaN or infinity,"
                 " so its weights are damaged or incomplete; no score was computed"
             )
         bar.update(len(batch))
@@ -128,8 +128,8 @@ def _extract(network: FeatureNetwork, images: Tensor, bar: tqdm) -> Tensor:
 
 
 def _cached(network: FeatureNetwork, images: Tensor, bar: tqdm) -> Tensor:
-    """The file's name holds the hashes of network, code and images, and the file its own content's,
-    so a stale or damaged one is never trusted but made anew."""
+    """The file name contains hashes of network, code and images, and the file a hash of its data,
+    so stale or damaged files are never used but computed again."""
     size = "x".join(map(str, images.shape))
     key = hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest()[:16]
     made = f"{network.name}_{network.version}_{source_hash(CODE)}"

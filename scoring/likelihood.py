@@ -1,4 +1,4 @@
-"""How many bits an image takes: upper bounds on -log2 p(image), for images of 8 bits.
+"""How many bits an image takes: upper bounds on -log2 p(image) for 8-bit images.
 
 Noise levels are those of z = x + sigma * eps, with SNR = 1 / sigma^2 and images x in [-1, 1]. By
 the variational bound (Kingma et al. 2021, eq. 11),
@@ -8,8 +8,8 @@ the variational bound (Kingma et al. 2021, eq. 11),
     diffusion = sum over levels of 1/2 (SNR(t-1) - SNR(t)) E |x - x_hat(z_t)|^2         (eq. 13)
              or 1/2 the integral over SNR of E |x - x_hat(z)|^2, for infinitely many    (eq. 18).
 
-It holds for any function x_hat of z and any normalised p(x | z_0), however good they are. All
-terms are in nats until they are reported.
+The bound holds for any function x_hat of z and any normalised p(x | z_0), good or bad. All terms
+are in nats until they are reported.
 """
 
 import math
@@ -27,11 +27,11 @@ from utils.data_loader import to_model_range
 from utils.device import autocast, sampling_batch
 from utils.random import ImageNoise, Stream, generator
 
-DRAWS = 8  # of the noise level, for each image and each of the two sums over levels
-FITTED_ON = 10_000  # training images, for the decoder and for where to draw levels
-CHOSEN_ON = 2_500  # of them, for the level to decode from
-HIGHEST = 0.1  # of these levels: 13 grey levels
-EVEN = 0.2  # levels drawn evenly, for each that is drawn by what it is worth
+DRAWS = 8  # noise levels per image, for each of the two sums over levels
+FITTED_ON = 10_000  # training images, for the decoder and the distribution of levels
+CHOSEN_ON = 2_500  # of those, to choose the level to decode from
+HIGHEST = 0.1  # highest level to choose: 13 grey levels
+EVEN = 0.2  # weight of the uniform distribution of levels, relative to the fitted one
 TOLERANCE = 1e-4  # relative and absolute, of the probability flow's solver
 
 # x_hat of z (B, C, H, W) at levels (B,) float64 on the CPU, for labels (B,) or None; not clamped
@@ -39,7 +39,7 @@ Denoise = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 def denoiser_of(model: TrainedModel, precision: str) -> Denoise:
-    """The network's x_hat, told the labels and not guided, each image at a level of its own."""
+    """The network's x_hat with labels and without guidance; each image has its own level."""
 
     def denoise(z: Tensor, sigma: Tensor, y: Tensor | None) -> Tensor:
         t = model.diffusion.schedule.t_at(sigma).float().to(z)
@@ -53,15 +53,15 @@ def denoiser_of(model: TrainedModel, precision: str) -> Denoise:
 
 
 class Levels:
-    """Where to draw levels: often where the bound pays much, with weights that make up for it.
+    """Draws levels more often where the bound pays more, with weights that correct for it.
 
     Attributes:
-        sigmas: (T,) float64, rising. Cell c lies between sigmas[c] and sigmas[c + 1].
+        sigmas: (T,) float64, increasing. Cell c lies between sigmas[c] and sigmas[c + 1].
         shares: (T - 1,) float64, the probability of each cell.
     """
 
     def __init__(self, sigmas: Tensor, shares: Tensor | None = None):
-        """By default all cells are alike."""
+        """By default, all cells are equally likely."""
         self.sigmas = sigmas
         shares = torch.ones(len(sigmas) - 1, dtype=torch.float64) if shares is None else shares
         self.shares = shares / shares.sum()
@@ -74,8 +74,8 @@ class Levels:
     def draw(self, u: Tensor, continuous: bool) -> tuple[Tensor, Tensor]:
         """u in [0, 1) -> sigma, and the factor that makes |x - x_hat|^2 there an unbiased term.
 
-        In a cell, the sum has one term, at the upper end. The integral is drawn evenly in log
-        sigma, in which it is that of |x - x_hat|^2 / sigma^2.
+        The sum has one term in each cell, at its upper end. For the integral, levels are uniform
+        in log sigma within a cell; over log sigma, the integrand is |x - x_hat|^2 / sigma^2.
         """
         cell = self.cells(u)
         share, low, high = self.shares[cell], self.sigmas[cell], self.sigmas[cell + 1]
@@ -86,15 +86,15 @@ class Levels:
         return sigma, (high / low).log() / sigma**2 / share
 
     def worth(self, u: Tensor, terms: Tensor) -> "Levels":
-        """Levels with the least variance, where the terms (N,) of u (N,) are typical.
+        """Levels with the least variance, if the terms (N,) of u (N,) are typical.
 
-        Shares go with the root mean square of what a cell costs (Owen 2013, section 9.1).
+        Shares are proportional to a cell's root mean square cost (Owen 2013, section 9.1).
         """
         cell = self.cells(u)
         costs = (terms * self.shares[cell]) ** 2
         total = torch.zeros_like(self.shares).index_add_(0, cell, costs)
         roots = (total / torch.bincount(cell, minlength=len(total)).clamp(min=1)).sqrt()
-        shares = roots / roots.sum().clamp(min=1e-30)  # 0 / 0 where all images are alike
+        shares = roots / roots.sum().clamp(min=1e-30)  # 0 / 0 if all images are alike
         return Levels(self.sigmas, shares + EVEN * Levels(self.sigmas).shares)
 
     def above(self, first: int) -> "Levels":
@@ -104,10 +104,10 @@ class Levels:
 
 @dataclass
 class Bound:
-    """What images cost, in nats: each (N,) float64, except the last two.
+    """The parts of the bound for each image, in nats: (N,) float64, except the last two.
 
-    `reconstruction_alone` is by a decoder that does not look at other pixels. `sigmas` and `paid`,
-    (N, DRAWS), are the draws of the integral and their terms.
+    `reconstruction_alone` uses a decoder that does not look at other pixels. `sigmas` and `paid`,
+    (N, DRAWS), are the levels drawn for the integral and their terms.
     """
 
     prior: Tensor
@@ -120,17 +120,17 @@ class Bound:
 
 
 class Likelihood:
-    """The bound by one denoiser, with a decoder and levels that fit training images.
+    """The bound for one denoiser, with a decoder and levels fitted to training images.
 
-    Images are uint8 (N, C, H, W); labels (N,) int64, or None for a denoiser that takes none.
+    Images are uint8 (N, C, H, W); labels (N,) int64, or None for a denoiser without labels.
 
     Args:
-        sigmas: (T,) float64, the levels, rising; x_hat may be asked for at any between them.
-        images, labels: to fit with; not those to be measured.
+        sigmas: (T,) float64, the levels, increasing; x_hat is also evaluated between them.
+        images, labels: to fit to; not the images to be measured.
 
     Attributes:
-        decoder: of the lowest level that is used.
-        levels: that one and all above it, and how they are drawn.
+        decoder: for the lowest level that is used.
+        levels: that level and all above it, and the probabilities to draw them.
     """
 
     def __init__(
@@ -162,10 +162,10 @@ class Likelihood:
     def cheapest(
         self, even: Levels, images: Tensor, labels: Tensor | None, paid: Tensor, cells: Tensor
     ) -> int:
-        """The number of the level to decode from: what it costs and what is `paid` above it.
+        """The index of the level to decode from: decoding there plus `paid` above it costs least.
 
-        Cells say where each of `paid` belongs. The decoder knows that grey levels are whole, which
-        a network has to learn; but it knows little of what pixels have in common.
+        `cells` has the cell of each of `paid`. The decoder knows that grey levels are integers,
+        which a network has to learn, but it knows little about how pixels are related.
         """
         sigmas, costs = even.sigmas, {}
         octaves = range(1 + max(0, int((HIGHEST / sigmas[0]).log2())))
@@ -179,16 +179,16 @@ class Likelihood:
     def x_hat_at(
         self, sigma: Tensor, images: Tensor, labels: Tensor | None, step: int, what: str
     ) -> Tensor:
-        """x_hat of images at one level, like them in shape, on the CPU."""
+        """x_hat of images at one level, with the shape of the images, on the CPU."""
         passes = self.look(images, labels, sigma.expand(len(images), 1), step, what)
         return torch.cat([x_hat[:, 0].cpu() for _, _, x_hat in passes])
 
     def look(
         self, images: Tensor, labels: Tensor | None, sigma: Tensor, step: int, what: str
     ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Batch by batch: which images, x (B, 1, C, H, W) and x_hat (B, M, C, H, W) on the device.
+        """For each batch: its rows, x (B, 1, C, H, W) and x_hat (B, M, C, H, W) on the device.
 
-        Each image is seen at its levels sigma (N, M), with fresh noise for each, by `step`.
+        Each image is denoised at its levels sigma (N, M), with fresh noise; `step` selects it.
         """
         draws = sigma.shape[1]
         size = max(1, self.batch_size // draws)
@@ -208,7 +208,7 @@ class Likelihood:
                 bar.update(len(x))
 
     def bound(self, images: Tensor, labels: Tensor | None) -> Bound:
-        """What each image costs; its levels are stratified (Kingma et al. 2021, appendix I.1)."""
+        """The bound for each image, by stratified levels (Kingma et al. 2021, appendix I.1)."""
         own = generator(Stream.NOISE, self.seed)
         strata = torch.arange(DRAWS) + torch.rand(2, len(images), 1, generator=own).double()
         sigma, factor = self.levels.draw(strata[0] / DRAWS, continuous=True)
@@ -216,7 +216,7 @@ class Likelihood:
         lowest = self.levels.sigmas[:1].expand(len(images), 1)
         everywhere = torch.cat([sigma, higher, lowest], dim=1)
         errors, decoded = [], []
-        for rows, x, x_hat in self.look(images, labels, everywhere, 0, "bounding"):
+        for rows, x, x_hat in self.look(images, labels, everywhere, 0, "computing the bound"):
             errors.append(squared_error(x, x_hat))
             decoded.append(torch.stack(self.decoder.nats(x_hat[:, -1].cpu(), images[rows])))
         paid = torch.cat([factor, others], dim=1) * torch.cat(errors)[:, :-1] / DRAWS
@@ -229,13 +229,13 @@ class Likelihood:
 def squared_error(x: Tensor, x_hat: Tensor) -> Tensor:
     """|x - x_hat|^2 of each image and level, (B, M) float64 on the CPU.
 
-    x_hat is clamped to [-1, 1], as samplers do: the loss leaves networks free beyond.
+    x_hat is clamped to [-1, 1], as in samplers, because the loss does not constrain it beyond.
     """
     return (x - x_hat.clamp(-1, 1)).square().flatten(2).sum(2).double().cpu()
 
 
 def prior_nats(images: Tensor, sigma: Tensor) -> Tensor:
-    """KL(q(z_T | x) || N(0, I)), (N,): of Gaussians, variance preserving at the last level."""
+    """KL(q(z_T | x) || N(0, I)), (N,): both Gaussian, z_T variance preserving, at level `sigma`."""
     alpha_bar = 1 / (1 + sigma**2)
     mean_squares = alpha_bar * to_model_range(images).double().square()
     return (mean_squares - alpha_bar - torch.log1p(-alpha_bar)).flatten(1).sum(1) / 2
@@ -246,9 +246,9 @@ def flow_log_density(
 ) -> Tensor:
     """log p(z) (B,) float64 at the lowest of `sigmas`, by the probability flow.
 
-    The flow dz / d log sigma = z - x_hat carries z to the highest level, where p is a Gaussian, and
-    log p changes by its divergence (Song et al. 2021, eq. 39), which one random direction an image
-    estimates without bias (their eq. 40).
+    The flow dz / d log sigma = z - x_hat carries z to the highest level, where p is a Gaussian.
+    On the way, log p changes by its divergence (Song et al. 2021, eq. 39), which is estimated
+    without bias from one random direction per image (their eq. 40).
     """
     size, shape = z[0].numel(), z.shape
     sign = (torch.randint(2, shape, generator=own) * 2 - 1).to(z)

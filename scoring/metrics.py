@@ -1,10 +1,11 @@
 """Feature vectors -> numbers, each with its spread. Pure functions in float64.
 
-A spread is the standard deviation of the number over fresh draws of as many samples; the reference
-stays as it is. Write the variance as V1 + V2 + ..., where Vr comes from what r samples do together
-(Hoeffding 1948; Efron & Stein 1981). For samples as good as real ones the first order vanishes in
-`fid` and `kid`: the second is what there is. Whatever removes or repeats single samples then says
-too much, on average V1 + 2 V2 (jackknife) or V1 + 3 V2 (bootstrap), so V2 is estimated by itself.
+A spread is the standard deviation of the number over fresh draws of the same number of samples,
+with a fixed reference. Write the variance as V1 + V2 + ..., where Vr comes from interactions of r
+samples (Hoeffding 1948; Efron & Stein 1981). For samples as good as real ones, the first order of
+`fid` and `kid` vanishes, which leaves the second. Methods that remove or repeat single samples then
+give too much, on average V1 + 2 V2 (jackknife) or V1 + 3 V2 (bootstrap), so V2 is estimated
+separately.
 """
 
 from collections.abc import Callable
@@ -15,15 +16,15 @@ from torch import Tensor
 
 NEAREST_K = 5  # Naeem et al. 2020
 CHUNK_ELEMENTS = 3_000_000
-PAIRS = 20_000  # of samples, from which the second order of `fid` is estimated
-HALVINGS = 100  # of the samples, from which the spread of recall is estimated
-BALLS = 32  # around a vector, that are looked at when samples are left out
+PAIRS = 20_000  # of samples, to estimate the second order of `fid`
+HALVINGS = 100  # random splits of the samples, to estimate the spread of recall
+BALLS = 32  # checked for each reference vector when samples are left out
 
 Score = tuple[float, float]  # a value and its standard deviation over fresh samples
 
 
 def mean_and_covariance(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Of features (N, D), N >= 2: mean (D,) and unbiased covariance (D, D), float64."""
+    """Mean (D,) and unbiased covariance (D, D), float64, of features (N, D), N >= 2."""
     features = features.double()
     return features.mean(dim=0), torch.cov(features.T).reshape(features.shape[1], -1)
 
@@ -39,10 +40,10 @@ def frechet_distance(
 ) -> float:
     """Squared Frechet distance of two Gaussians (Dowson & Landau 1982; Heusel et al. 2017, eq. 6).
 
-    |mu1 - mu2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), float64. The trace of the root is taken of the
-    symmetric C2^(1/2) C1 C2^(1/2), which has the same eigenvalues: those are real and at least 0,
-    so that singular covariances (fewer images than features) need no special care. `root2`, that
-    of C2, saves time where it is known.
+    |mu1 - mu2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), float64. The trace of the root is computed from
+    the symmetric C2^(1/2) C1 C2^(1/2), which has the same eigenvalues. They are real and at least
+    0, so singular covariances (fewer images than features) need no special care. Passing `root2`,
+    the root of C2, saves time.
     """
     root2 = symmetric_root(cov2) if root2 is None else root2
     eigenvalues = torch.linalg.eigvalsh(root2 @ cov1 @ root2)
@@ -52,9 +53,9 @@ def frechet_distance(
 
 
 class Reference:
-    """Vectors (M, D) that several sets are held against, with what all of those comparisons need.
+    """Vectors (M, D) to compare several sets with; caches what all these comparisons need.
 
-    Every metric here takes a plain tensor in its place: then all is computed for that one set.
+    Every metric here also takes a plain tensor, and then computes everything for that one set.
     """
 
     def __init__(self, features: Tensor):
@@ -82,7 +83,7 @@ class Reference:
         return _kernel_sums(self.features, self.features)[0].mean() / (len(self.features) - 1)
 
     def radii(self, k: int) -> Tensor:
-        """Squared distance of each to its k-th nearest other, (M,)."""
+        """Squared distance of each vector to its k-th nearest neighbour, (M,)."""
         if k not in self._radii:
             self._radii[k] = _neighbours(self.features, k)[1][:, -1]
         return self._radii[k]
@@ -95,23 +96,23 @@ def fid(features: Tensor, reference: Tensor | Reference) -> float:
 
 
 def fid_spread(features: Tensor, reference: Tensor | Reference, seed: int = 0) -> float:
-    """Standard deviation of `fid` over fresh draws of the features (N, D), by its second order.
+    """Standard deviation of `fid` over fresh draws of the features (N, D), to second order.
 
-    With C2^(1/2) C C2^(1/2) = A S^2 A', w = S^-1 A' C2^(1/2) (x - mu) is x - mu made white, and
-    fid moves with the mean of l(x) over the samples and with that of h(x, y) over their pairs:
+    With C2^(1/2) C C2^(1/2) = A S^2 A', w = S^-1 A' C2^(1/2) (x - mu) is x - mu whitened, and
+    fid changes with the mean of l(x) over the samples and the mean of h(x, y) over their pairs:
 
         l(x) = 2 (x - mu).(mu - mu2) + |x - mu|^2 - w'Sw
-        h(x, y) = u.s + u'Ku, centred, where u = w(x) w(y) by element, s the diagonal of S
+        h(x, y) = u.s + u'Ku, centred, where u = w(x) w(y) elementwise, s is the diagonal of S
         and K_ab = s_a s_b / (2 (s_a + s_b)), the divided differences of the square root
 
-    (Daleckii & Krein 1965; where C = C2, u'Ku is the Bures metric.) Var l / N is the jackknife's
+    (Daleckii & Krein 1965; if C = C2, u'Ku is the Bures metric.) Var l / N is the jackknife's
     V1 + 2 V2 (Efron & Stein 1981), and V2 = 2 E h^2 / N^2, from random pairs.
     """
     count, reference = len(features), Reference.of(reference)
     (mu, cov), (mu2, _), root2 = mean_and_covariance(features), reference.gaussian, reference.root
     squares, axes = torch.linalg.eigh(root2 @ cov @ root2)
     s = squares.clamp(min=0).sqrt()
-    seen = s > 1e-6 * s.max()  # the rest is rounding: fewer samples than features
+    seen = s > 1e-6 * s.max()  # the rest is rounding error, from fewer samples than features
     s, axes = s[seen], axes[:, seen]
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     centred = features.double()[order] - mu
@@ -129,10 +130,10 @@ def fid_spread(features: Tensor, reference: Tensor | Reference, seed: int = 0) -
 
 
 def _second_order(jackknife: float, second: float) -> float:
-    """Standard deviation from V1 + 2 V2 and V2: a V1 that comes out negative is none.
+    """Standard deviation from V1 + 2 V2 and V2; a negative estimate of V1 becomes 0.
 
-    Where V1 is 0, this cutting off says too much on average: 1.1 times with ten directions of
-    features that matter, 1.25 times with one or two, which the kernel of `kid` may single out.
+    If V1 is 0, this clipping overestimates the spread on average: 1.1 times if ten directions of
+    the features matter, 1.25 times if one or two do, which may happen with the kernel of `kid`.
     """
     return (second + max(jackknife - 2 * second, 0)) ** 0.5
 
@@ -141,9 +142,9 @@ def kid(features: Tensor, reference: Tensor | Reference) -> Score:
     """Kernel Inception distance: unbiased squared maximum mean discrepancy over all pairs.
 
     Of features (N, D) and a reference (M, D), with the kernel k(x, y) = (x.y / D + 1)^3 (Gretton et
-    al. 2012, eq. 3; Binkowski et al. 2018, section 4); N, M >= 2. It may come out below 0.
-    The spread is by the orders of a U-statistic: V1 = 4 Var(E k(x, x') - E k(x, y)) / N, and
-    V2 = 2 E k~(x, x')^2 / (N (N - 1)) with k~ centred in both (Serfling 1980, section 5.2).
+    al. 2012, eq. 3; Binkowski et al. 2018, section 4); N, M >= 2. It can be negative.
+    The spread follows from the orders of a U-statistic: V1 = 4 Var(E k(x, x') - E k(x, y)) / N, and
+    V2 = 2 E k~(x, x')^2 / (N (N - 1)) with k~ centred in x and x' (Serfling 1980, section 5.2).
     """
     x, reference = features.double(), Reference.of(reference)
     count = len(x)
@@ -158,9 +159,9 @@ def kid(features: Tensor, reference: Tensor | Reference) -> Score:
 
 
 def _kernel_sums(x: Tensor, y: Tensor, same: bool = True) -> tuple[Tensor, Tensor]:
-    """Sums over y of k(x, y), for each of x (N,), and the mean over x of those of its square.
+    """Sums over y of k(x, y) for each x, (N,), and the mean over x of the sums of k(x, y)^2.
 
-    Where x and y are the same vectors, without those of a vector with itself.
+    If x and y are the `same` vectors, pairs of a vector with itself are left out.
     """
     sums, squares = [], 0.0
     for rows in _chunks(x, len(y)):
@@ -176,17 +177,16 @@ def _kernel_sums(x: Tensor, y: Tensor, same: bool = True) -> tuple[Tensor, Tenso
 def precision_recall_density_coverage(
     features: Tensor, reference: Tensor | Reference, k: int = NEAREST_K
 ) -> dict[str, Score]:
-    """How much of one set lies among the other: each a value and its spread.
+    """How much two sets overlap, by four scores, each with its spread.
 
-    A ball around each vector reaches to its k-th nearest neighbour in its own set.
+    A ball around each vector extends to its k-th nearest neighbour in its own set.
     precision: share of `features` inside some ball of the reference (Kynkaanniemi et al. 2019).
     recall:    share of the reference inside some ball of `features`.
-    density:   in how many balls of the reference one of `features` lies, over k; outliers of the
-               reference count less. Not limited to 1 (Naeem et al. 2020, eq. 2).
+    density:   number of reference balls that contain one of `features`, over k; outliers of the
+               reference count less. Can exceed 1 (Naeem et al. 2020, eq. 2).
     coverage:  share of the reference with one of `features` in its ball (Naeem et al. 2020, eq. 3).
 
-    Raises ValueError when a set has no k-th neighbour, k + 1 vectors being needed. The spread of
-    recall wants 2 (k + 1).
+    Raises ValueError if a set has fewer than k + 1 vectors. The spread of recall needs 2 (k + 1).
     """
     if min(len(features), len(reference)) <= k:
         raise ValueError(f"needs more than k = {k} vectors")
@@ -220,14 +220,14 @@ def precision_recall_density_coverage(
 
 
 def _coverage_spread(inside: Tensor, samples: Tensor, count: int) -> float:
-    """Spread of coverage, from who alone keeps a ball covered, and which two.
+    """Spread of coverage, from the balls that are covered by one sample alone, or by just two.
 
-    inside (M,): how many of the `count` samples are in each ball, where 3 stands for more; samples
-    (M, 2): which, as far as they are. What m samples cover together and no fewer, squared and
-    summed, has the mean Nm = sum of (r choose m) Vr over r, so that V1 + V2 + ... is
-    N1 - N2 + N3 - ...: the jackknife and its corrections (Efron & Stein 1981). This is its Pade
-    approximant N1 / (1 + N2 / N1). For a ball that holds L samples on average, that is
-    L / (1 + L / 2) in place of the exact 1 - exp(-L).
+    inside (M,): how many of the `count` samples are in each ball, where 3 means 3 or more; samples
+    (M, 2): the nearest two samples, which count if they are inside. Square and sum what m samples
+    cover together but no fewer do: the mean is Nm = sum of (r choose m) Vr over r, so V1 + V2 + ...
+    is N1 - N2 + N3 - ..., the jackknife and its corrections (Efron & Stein 1981). This function
+    uses the Pade approximant N1 / (1 + N2 / N1). For a ball that contains L samples on average, it
+    gives L / (1 + L / 2) instead of the exact 1 - exp(-L).
     """
     alone = torch.bincount(samples[inside == 1, 0], minlength=count).double()
     first = (alone - alone.mean()).square().sum().item()
@@ -239,16 +239,16 @@ def _coverage_spread(inside: Tensor, samples: Tensor, count: int) -> float:
 def _recall_spread(
     distances: Tensor, owners: Tensor, neighbours: Tensor, reach: Tensor, k: int, seed: int = 0
 ) -> float:
-    """Spread of recall, from how far apart the recalls of random halves of the samples are.
+    """Spread of recall, from the differences in recall between random halves of the samples.
 
     Half the mean square difference of two halves is the variance at half the samples (half-samples:
-    McCarthy 1969; leaving out many also holds where a score is not smooth: Shao & Wu 1989). Of
-    that, what reference vectors have in common, as they lie in the same balls, halves with twice
-    the samples. What each adds by itself, as a share of vectors that are in or out, stays.
-    A half's ball reaches to the k-th neighbour within the half.
+    McCarthy 1969; leaving out many also works if a score is not smooth: Shao & Wu 1989). One part
+    of it is common to reference vectors that lie in the same balls: it halves when the number of
+    samples doubles. The other part, which each vector adds by being in or out, stays the same.
+    A half's ball extends to the k-th neighbour within the half.
 
-    distances, owners (M, B): from each reference vector to the samples in whose balls it may lie.
-    neighbours, reach (N, K): of each sample, its nearest others and their distances.
+    distances, owners (M, B): from each reference vector to the samples whose balls may contain it.
+    neighbours, reach (N, K): the nearest neighbours of each sample and their distances.
     """
     generator = torch.Generator().manual_seed(seed)
     count, total = len(neighbours), torch.zeros((), dtype=torch.float64)
@@ -264,7 +264,7 @@ def _recall_spread(
 
 
 def nearest(queries: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each query (N, D), the nearest of `references` (M, D): distance (N,) and index (N,)."""
+    """Distance (N,) and index (N,) of the nearest of `references` (M, D) to each query (N, D)."""
     queries, references = queries.double(), references.double()
     found = [
         squared_distances(queries[rows], references).min(dim=1)
@@ -275,10 +275,10 @@ def nearest(queries: Tensor, references: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def share_below(x: Tensor, y: Tensor) -> float:
-    """The chance that one of x (N,) is less than one of y (M,), ties counting half.
+    """The probability that one of x (N,) is less than one of y (M,); ties count half.
 
-    Mann & Whitney 1947. Of distances to the training set, with x from samples and y from test
-    images, this is the data-copying test of Meehan et al. 2020: 0.5 is fresh data, 1 copies.
+    Mann & Whitney 1947. For distances to the training set, with x from samples and y from test
+    images, this is the data-copying test of Meehan et al. 2020: 0.5 means fresh data, 1 copies.
     """
     ordered = y.sort().values
     above = len(y) - torch.searchsorted(ordered, x, right=True)
@@ -303,14 +303,14 @@ def _chunks(x: Tensor, columns: int) -> tuple[Tensor, ...]:
 
 
 def _neighbours(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Of each of x (N, D), its `count` nearest others (N, K): indices and squared distances.
+    """The `count` nearest neighbours of each of x (N, D): indices and squared distances (N, K).
 
-    K is N - 1 where that is less.
+    K is the lesser of `count` and N - 1.
     """
     parts = []
     for rows in _chunks(x, len(x)):
         distances = squared_distances(x[rows], x)
-        distances[torch.arange(len(rows)), rows] = -1  # itself comes first, even among copies
+        distances[torch.arange(len(rows)), rows] = -1  # itself first, even among copies
         found = distances.topk(min(count + 1, len(x)), dim=1, largest=False)
         parts.append((found.indices[:, 1:], found.values[:, 1:]))
     indices, distances = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -327,7 +327,7 @@ METRICS = tuple(name for names in METRIC_FUNCTIONS for name in names)
 
 
 def all_scores(features: Tensor, reference: Tensor | Reference) -> dict[str, Score]:
-    """Every one of METRICS with its spread, of features (N, D) against (M, D)."""
+    """All METRICS with their spreads, for features (N, D) against (M, D)."""
     found: dict[str, Score] = {}
     for function in METRIC_FUNCTIONS.values():
         found |= function(features, reference)

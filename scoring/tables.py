@@ -1,4 +1,4 @@
-"""Results for people: the tables that `validation.py` prints."""
+"""The tables that `validation.py` prints."""
 
 from scoring.metrics import METRICS
 from scoring.yardstick import score_text
@@ -8,7 +8,7 @@ PARTS += ("_floor", "_floor_spread", "_matched", "_matched_spread")
 
 
 def print_scores(scores: dict) -> None:
-    """The facts, and each metric beside its floor."""
+    """Print the facts, and each metric beside its floor."""
     details = {name + part for name in METRICS for part in PARTS}
     for key, value in scores.items():
         if key not in details and isinstance(value, (str, int, float)):
@@ -35,14 +35,14 @@ def distance_text(scores: dict, name: str) -> str:
 
 
 def differs_text(scores: dict, name: str) -> str:
-    """Whether the samples are told from real images: 'yes', 'no' or '-'."""
+    """Whether the score tells the samples from real images: 'yes', 'no' or '-'."""
     return {True: "yes", False: "no", None: "-"}[scores[f"{name}_differs"]]
 
 
 def print_classes(scores: dict) -> None:
-    """A row for each class: share of samples, the classifier's confidence, FID, agreement.
+    """Print for each class: share of samples, the classifier's confidence, FID, agreement.
 
-    FID is the one that is compared with real images': see `scoring.yardstick.Yardstick`.
+    The FID is the one to compare with that of real images: see `scoring.yardstick.Yardstick`.
     """
 
     def cell(row: dict, key: str, form: str) -> str:

@@ -2,7 +2,7 @@
 
     python -m scoring.train_classifier
 
-A few minutes on two cores. The same seed gives the same file on the same machine; the one shipped
+It takes a few minutes on two cores. The same seed gives the same file on the same machine. The one
 in checkpoints/pretrained/ is pinned by its SHA-256 in scoring/classifier.py, because scores made
 with different classifiers cannot be compared.
 """
@@ -27,11 +27,11 @@ class ClassifierConfig:
     """Which classifier to train."""
 
     epochs: int = setting(12, "passes over the training images", low=1)
-    batch_size: int = setting(128, "images a step", low=2)
+    batch_size: int = setting(128, "images per step", low=2)
     lr: float = setting(1e-2, "peak learning rate of AdamW", above=0, high=1)
-    seed: int = setting(0, "seed of weights, order and augmentation", low=0, high=2**63 - 1)
-    data_dir: str = setting(DATA_DIR, "where MNIST is, or is downloaded to")
-    device: str = setting("auto", "where to compute", choices=DEVICES)
+    seed: int = setting(0, "seed for weights, data order and augmentation", low=0, high=2**63 - 1)
+    data_dir: str = setting(DATA_DIR, "data directory, downloaded to if empty")
+    device: str = setting("auto", "device to run on", choices=DEVICES)
     output: str = setting("outputs/mnist_classifier.pth", "file to write")
 
 

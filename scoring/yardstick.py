@@ -1,4 +1,4 @@
-"""Real data as a yardstick: what samples are held against, and what real images score."""
+"""Real data as a yardstick: what samples are compared with, and what real images score."""
 
 import hashlib
 import math
@@ -14,8 +14,8 @@ from scoring.metrics import METRICS, NEAREST_K, Reference, Score, all_scores
 
 FLOOR_SEED = 0  # which real images stand in for a perfect model
 MOST_DRAWS = 10  # of real images, for the floor
-INCEPTION_IMAGES = 10_000  # in all draws together: more of them take a CPU over ten minutes
-FEWEST = 2000  # images, below which a Frechet distance is mostly bias
+INCEPTION_IMAGES = 10_000  # in all draws together; more take over ten minutes on a CPU
+FEWEST = 2000  # images; with fewer, a Frechet distance is mostly bias
 
 
 def content_hash(data: bytes) -> str:
@@ -24,23 +24,23 @@ def content_hash(data: bytes) -> str:
 
 
 def image_hash(images: Tensor) -> str:
-    """`content_hash` of images (N, C, H, W) uint8: of their shape and their pixels."""
+    """`content_hash` of the shape and pixels of images (N, C, H, W) uint8."""
     return content_hash(repr(tuple(images.shape)).encode() + images.numpy().tobytes())
 
 
 def stand_ins(train: Tensor, count: int) -> Tensor:
-    """`count` of the training images (N, ...), in place of samples. Labels go with theirs.
+    """`count` random training images (N, ...) to stand in for samples; or, from labels, theirs.
 
-    Those of a smaller count are the first of those of a larger one.
+    A smaller count gives the first images of a larger count.
     """
     generator = torch.Generator().manual_seed(FLOOR_SEED)
     return train[torch.randperm(len(train), generator=generator)[:count]]
 
 
 def random_pairs(total: int, size: int, count: int) -> list[tuple[Tensor, Tensor]]:
-    """`count` pairs of disjoint sets of `size` indices below `total`, at least twice the size.
+    """`count` pairs of disjoint sets of `size` indices below `total`; total >= 2 * size.
 
-    As many pairs as fit have no index in common; then they are cut anew.
+    Pairs have no index in common while they fit into `total`; then it is shuffled again.
     """
     generator, pairs = torch.Generator().manual_seed(FLOOR_SEED), []
     while len(pairs) < count:
@@ -51,35 +51,36 @@ def random_pairs(total: int, size: int, count: int) -> list[tuple[Tensor, Tensor
 
 
 class Yardstick:
-    """What samples are held against, and the floor: as many real images in their place.
+    """What samples are compared with, and the floor: the score of real images in their place.
 
-    Where there are training images, the floor's draws are disjoint random sets of them, of the
-    samples' number, held against what the samples are held against: the whole reference.
+    With training images, the floor's draws are disjoint random sets of them, as large as the set of
+    samples. Like the samples, they are compared with the whole reference.
 
-    Where there is a reference alone, nothing that is as large as the samples and independent of it
-    exists. Its images are cut at random into pairs of disjoint sets of one size, at most that of
-    the samples and at most half the reference, and one set of each pair is held against the other.
-    The samples' scores are still those against the whole reference. But most scores depend on the
-    size of both sets (FID by about 1/n of each), so those are not compared with the floor: as many
-    of the samples are held against the same other set of each pair, and this `_matched` score is.
+    With only a reference, there are no real images that are independent of it. Its images are split
+    at random into pairs of disjoint sets of one size, at most that of the samples and at most half
+    the reference, and one set of each pair is compared with the other. The samples are still scored
+    against the whole reference. But most scores depend on the size of both sets (FID by about 1/n
+    of each), so these scores are not compared with the floor. Instead, equally many samples are
+    scored against the same other set of each pair, and the floor is compared with this `_matched`
+    score.
 
     Args:
-        network: whose features are compared.
+        network: computes the features.
         name: of the reference.
         images: of the reference, uint8 (M, C, H, W).
-        count: of the samples.
+        count: number of samples.
         train: training images, uint8 (N, C, H, W), or None.
-        draws: how many, at most; by default MOST_DRAWS, of Inception as INCEPTION_IMAGES make.
+        draws: at most; default MOST_DRAWS (Inception: INCEPTION_IMAGES images in all).
 
-    Raises UserError when there are too few images.
+    Raises UserError if there are too few images.
 
     Attributes:
         features: of the reference, (M, D).
         size: images in each draw of the floor.
         stand_in, stand_in_features: the images that the floor's draws are taken from.
-        pairs: of each draw, indices of the stand-ins in it, and of the reference images that it is
-            held against, or None for all.
-        floor: what the draws score, by metric.
+        pairs: for each draw, the indices of its stand-ins, and of the reference images to compare
+            them with, or None for all.
+        floor: the scores of the draws, by metric.
     """
 
     def __init__(
@@ -113,31 +114,31 @@ class Yardstick:
             for _, against in self.pairs
         ]
         parts = [self.stand_in_features[part] for part, _ in self.pairs]
-        found = self.by_draw(parts, "the floor, by draws of real images")
+        found = self.by_draw(parts, "the floor, from draws of real images")
         self.floor = {name: Estimate.of(scores) for name, scores in found.items()}
 
     def by_draw(self, parts: list[Tensor], what: str) -> dict[str, list[Score]]:
-        """Every metric of sets of features, each against the opposite side of its draw."""
+        """All metrics of sets of features, each against the opposite side of its draw."""
         pairs = list(zip(parts, self.opposites, strict=True))
         found = [all_scores(*pair) for pair in tqdm(pairs, desc=what, unit="draw")]
         return {name: [scores[name] for scores in found] for name in METRICS}
 
     def subsets(self, count: int) -> list[Tensor]:
-        """Which of `count` samples go against the opposite side of each draw, in a cut reference.
+        """Which of `count` samples to score against the opposite side of each draw.
 
-        Each a random draw of `size`; none where the floor is held against the whole reference.
+        Each is a random draw of `size`; there are none if the floor uses the whole reference.
         """
         generator = torch.Generator().manual_seed(FLOOR_SEED)
         draws = len(self.pairs) if self.cut else 0
         return [torch.randperm(count, generator=generator)[: self.size] for _ in range(draws)]
 
     def score(self, features: Tensor) -> dict[str, float | int | str | bool | None]:
-        """Facts, and of each of METRICS the fields that `beside` names."""
+        """Facts, and for each of METRICS the fields of `beside`."""
         scores, matched = {}, {}
         if self.cut:
             parts = [features[part] for part in self.subsets(len(features))]
             found = self.by_draw(parts, "samples against the same images")
-            # one draw, whatever the pairs: the same samples may be in all of them
+            # counts as one draw: all pairs may contain the same samples
             matched = {name: Estimate(*typical(scores)) for name, scores in found.items()}
         for name, score in all_scores(features, self.reference).items():
             scores |= beside(name, Estimate(*score), self.floor[name], matched.get(name))
@@ -154,7 +155,7 @@ class Yardstick:
         }
 
     def warnings(self, count: int) -> list[str]:
-        """What is wrong with a Frechet distance of `count` images: at most one line."""
+        """What is wrong with the Frechet distance of `count` images: at most one line."""
         dim, floor = self.network.dim, self.floor["fid"].value
         if count >= max(dim, FEWEST):
             return []
@@ -162,17 +163,17 @@ class Yardstick:
             reason = f"{count} images cannot fill a covariance of {dim} features (it is singular)"
         else:
             reason = f"{count} images are below {FEWEST}"
-        return [f"{reason}: the FID is biased upwards, real data itself scores {floor:.3f}"]
+        return [f"{reason}: the FID is biased upwards; real data itself scores {floor:.3f}"]
 
 
 def default_draws(network: FeatureNetwork, size: int) -> int:
-    """How many draws of `size` images make the floor."""
+    """The number of draws of `size` images for the floor."""
     if network.name == MNISTFeatures.name:
         return MOST_DRAWS
     return max(1, min(MOST_DRAWS, INCEPTION_IMAGES // size))
 
 
 def score_text(value: float, error: float) -> str:
-    """'1.661 ± 0.036': to two digits of the error, as far as it is one."""
+    """'1.661 ± 0.036': to two digits of the error, or to four decimals if it is not positive."""
     digits = max(0, 1 - math.floor(math.log10(error))) if error > 0 else 4
     return f"{value:.{digits}f} ± {error:.{digits}f}"

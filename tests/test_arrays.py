@@ -149,7 +149,7 @@ def test_archives_that_are_not_numpys():
     refused("in.npz", "npz: is encrypted")
     with zipfile.ZipFile("in.npz", "w", zipfile.ZIP_LZMA) as file:
         file.writestr("images.npy", npy(DIGITS))
-    refused("in.npz", "compressed in another way")
+    refused("in.npz", "compressed by a method")
     with pytest.warns(UserWarning), zipfile.ZipFile("in.npz", "w") as file:
         file.writestr("images.npy", npy(DIGITS))
         file.writestr("images.npy", npy(DIGITS))
@@ -160,7 +160,7 @@ def test_archives_that_are_not_numpys():
 
 def test_a_file_that_ends_early_or_late_or_is_of_another_version():
     whole = npy(DIGITS.repeat(2, axis=0))  # more than is read for the header
-    for data, words in ((whole[:-1], "cut short"), (whole + b"0", "goes on after its end")):
+    for data, words in ((whole[:-1], "cut short"), (whole + b"0", "data after its end")):
         with pytest.raises(Refused, match=words):
             read_npy(io.BytesIO(data), len(whole))
     Path("in.npy").write_bytes(whole.replace(b"\1\0", b"\3\0", 1))

@@ -230,7 +230,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(own_folder, monkeypatch):
     cfg = TrainConfig(width=8, batch_size=49)
     trainer = DenoisingTrainer(cfg, DIGITS, torch.device("cpu"))
     monkeypatch.setattr(distributed, "size", lambda: 2)
-    line = "--batch_size 49: must be a multiple of the 2 processes"
+    line = "--batch_size 49: must be a multiple of 2, the number of processes"
     with pytest.raises(UserError, match=line):
         Run(trainer, 200, Path("checkpoints"))
 

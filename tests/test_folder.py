@@ -158,7 +158,7 @@ def test_jpegs_are_read_too(own_folder):
     make_folder(["a"], count=12, height=16, width=16, ending="jpg")
     assert load_dataset("folder", "images", "train").images.shape == (11, 1, 16, 16)
     make_folder([], count=1, height=16, width=16, name="single")
-    with pytest.raises(UserError, match="--data_dir single: holds too few images"):
+    with pytest.raises(UserError, match="--data_dir single: contains too few images"):
         load_dataset("folder", "single", "train")
 
 
@@ -173,7 +173,7 @@ def test_jpegs_are_read_too(own_folder):
             lambda: [
                 make_folder([c], count=2, height=h, width=16) for c, h in (("a", 16), ("b", 20))
             ],
-            ("--data_dir images", "b holds grey images of 20 x 16"),
+            ("--data_dir images", "b contains grey images of 20 x 16"),
         ),
         (
             lambda: [make_folder(c, count=2, height=16, width=16) for c in ("", "a")],

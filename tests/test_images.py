@@ -94,7 +94,7 @@ def test_folders_without_pictures():
     Path("in").mkdir()
     refused("in", "without pictures", "PNG")
     np.save("in/samples.npy", GREY)
-    refused("in", "name one: in/samples.npy")
+    refused("in", "name it: in/samples.npy")
 
 
 def picture(**options):
@@ -180,7 +180,7 @@ def bad_pictures():
     return {
         "transparent": (picture(image=transparent), "transparent"),
         "12 bits": (picture(image=twelve), "16-bit"),
-        "16 bits a channel": (deep_png(), "16 bits a channel"),
+        "16 bits a channel": (deep_png(), "16 bits per channel"),
         "CMYK": (picture(image=grey.convert("CMYK"), format="JPEG"), "CMYK"),
         "floats": (picture(image=grey.convert("F"), format="TIFF"), "kind F"),
         "film": (film, "2 pictures"),

@@ -1,1 +1,1 @@
-"""Everything that changes while training."""
+"""Training: the loop, the trainers, the optimizers and the averaged weights."""

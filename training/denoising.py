@@ -18,7 +18,7 @@ from utils.random import Stream, generator
 
 
 def prepare(cfg: TrainConfig) -> None:
-    """Repeat what was asked to be repeatable; the weights made from here on are the seed's."""
+    """Turn on determinism if asked to, and seed the weights of networks that are built next."""
     if cfg.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -26,20 +26,20 @@ def prepare(cfg: TrainConfig) -> None:
 
 
 def restore(own: torch.Generator, state: dict, seed: int) -> None:
-    """Let a trainer's generator go on from a checkpoint's `state`."""
+    """Restore a trainer's generator from a checkpoint's `state`."""
     saved = state["generator"].cpu()
-    if state["device"] != own.device.type:  # has another kind of state: start a new stream
+    if state["device"] != own.device.type:  # its states do not fit: start a new stream
         saved = generator(Stream.NOISE, seed, int(state["step"]), device=own.device).get_state()
     own.set_state(saved)
 
 
 class DenoisingTrainer:
-    """Learns to predict noise, by the loss of `Diffusion`. All that `training.loop` asks of it:
+    """Trains a network to predict noise with the loss of `Diffusion`; a `training.loop.Trainer`.
 
     Attributes:
-        cfg, data, device: what it was made with.
-        model: the averaged network, for pictures and scores on the way.
-        optimization: what a step changes, and the counts of steps.
+        cfg, data, device: the arguments of the constructor.
+        model: the averaged network, for samples and scores during training.
+        optimization: the network, its optimizers and average, and the step counts.
     """
 
     def __init__(self, cfg: TrainConfig, data: DatasetInfo, device: torch.device):
@@ -67,10 +67,10 @@ class DenoisingTrainer:
         self.model = TrainedModel(cfg, data, self.diffusion, self.optimization.ema.model)
 
     def train_step(self, x0: Tensor, y: Tensor, progress: float) -> tuple[Tensor, Tensor]:
-        """One step on images x0 (B, C, H, W) in [-1, 1] with labels y (B,), of all processes.
+        """Take a step on x0 (B, C, H, W) in [-1, 1] and labels y (B,), the batch of all processes.
 
-        `progress` is the share of the run that is done. Returns loss and gradient norm, scalars
-        that are still on the device.
+        `progress` is the fraction of the run that is done. Returns the loss and the gradient norm,
+        scalars that are still on the device.
         """
         return self.optimization.step(self.loss, x0, y, lr=learning_rate(self.cfg.lr, progress))
 
@@ -82,12 +82,12 @@ class DenoisingTrainer:
             return self.diffusion.loss(self.called, x0, y, self.generator, part)
 
     def hide_labels(self, y: Tensor) -> Tensor:
-        """Replace a share of the labels by the null label (Ho & Salimans 2022, algorithm 1)."""
+        """Replace labels at random with the null label (Ho & Salimans 2022, algorithm 1)."""
         hidden = torch.rand(y.shape, generator=self.generator, device=self.device)
         return y.masked_fill(hidden < self.cfg.label_dropout, self.net.num_classes)
 
     def state(self) -> dict:
-        """What a checkpoint must hold to go on from here, and to sample."""
+        """What a checkpoint needs in order to resume from here, and to sample."""
         return {
             **self.optimization.state(),
             "generator": self.generator.get_state(),
@@ -95,6 +95,6 @@ class DenoisingTrainer:
         }
 
     def load_state(self, state: dict) -> None:
-        """Go on from `state`. Raises KeyError, TypeError, ValueError or RuntimeError on others."""
+        """Resume from `state`. A bad one raises KeyError, TypeError, ValueError or RuntimeError."""
         self.optimization.load_state(state)
         restore(self.generator, state, self.cfg.seed)

@@ -1,4 +1,4 @@
-"""The averaged copy of a network, which is the one to sample from."""
+"""The averaged copy of a network, which is used for sampling."""
 
 import copy
 
@@ -20,8 +20,8 @@ def power_exponent(length: float) -> float:
 class EMA:
     """Power-function moving average (Karras et al. 2024, "Analyzing and Improving...", eq. 2).
 
-    Its length is a share of the run so far, so it fits a run of two minutes as well as one of two
-    days. Step 1 copies the network; nothing of the random initial weights remains.
+    Its length is a fraction of the run so far, so it suits a run of two minutes as well as one of
+    two days. Step 1 copies the network, so nothing of the random initial weights remains.
 
     Attributes:
         model: the averaged network, in eval mode, without gradients.
@@ -33,17 +33,17 @@ class EMA:
 
     @torch.no_grad()
     def update(self, net: nn.Module, step: int) -> None:
-        """Take in the network after optimizer step number `step` = 1, 2, ..."""
+        """Add the network to the average after optimizer step number `step` = 1, 2, ..."""
         decay = (1 - 1 / step) ** self.exponent
         averaged, current = list(self.model.parameters()), list(net.parameters())
         torch._foreach_lerp_(averaged, current, 1 - decay)
 
     @torch.no_grad()
     def update_unless(self, bad: Tensor, net: nn.Module, step: Tensor) -> None:
-        """`update`, or nothing where `bad` is 1 and not 0; no value is read from the device.
+        """`update` if `bad` is 0, nothing if it is 1; does not read any value from the device.
 
         Args:
-            bad, step: scalars on the device; `step` is float64, and may be 0 where `bad` is 1.
+            bad, step: scalars on the device; `step` is float64, and may be 0 if `bad` is 1.
         """
         decay = (1 - 1 / step.clamp(min=1)) ** self.exponent
         weight = ((1 - decay) * (1 - bad)).float()

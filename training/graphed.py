@@ -1,7 +1,7 @@
-"""A step as one CUDA graph: the same as `Optimization`'s, without a look at any value on the way.
+"""An `Optimization` step as one CUDA graph, which does not read any value from the device.
 
-What is an `if` there is arithmetic here: a bad step is one of length 0. Steps run ahead of Python,
-which reads counts at reports alone.
+Each `if` of `Optimization` becomes arithmetic here: a bad step has length 0. Python runs ahead of
+the device, and reads the counts only for reports and checkpoints.
 """
 
 import math
@@ -17,14 +17,14 @@ from utils.graphs import Graphed, in_parallel
 
 
 class GraphedOptimization(Optimization):
-    """`Optimization` on CUDA by one process. Elsewhere its steps run one operation at a time.
+    """`Optimization` for one process on CUDA. Elsewhere its steps run one operation at a time.
 
-    A loss is recorded at its first step, with all that follows from it. It must be fit for that:
-    see `Graphed`.
+    A loss is recorded at its first step, together with the update that follows it. It must meet the
+    conditions of `Graphed`.
 
     Args:
-        generators: that the losses draw random numbers from.
-        others: those of `Optimization`.
+        generators: those that the losses draw random numbers from.
+        others: the other arguments of `Optimization`.
     """
 
     def __init__(
@@ -39,12 +39,12 @@ class GraphedOptimization(Optimization):
         self.generators = generators
         self.device = next(net.parameters()).device
         self.lr = torch.zeros((), device=self.device)
-        # steps taken, steps skipped, how many of them in a row now, and at most
+        # steps taken, steps skipped, skipped in a row until now, and the longest such row
         self.counts = torch.zeros(4, dtype=torch.float64, device=self.device)
         self.graphs: dict[Loss, Graphed] = {}
 
     def step(self, loss: Loss, *inputs: Tensor, lr: float) -> tuple[Tensor, Tensor]:
-        """As of `Optimization`, but bad steps come to light at the next `check`."""
+        """As in `Optimization`, but bad steps are noticed only at the next `check`."""
         self.set_lr(lr)
         self.lr.fill_(lr)
         if loss not in self.graphs:
@@ -64,7 +64,7 @@ class GraphedOptimization(Optimization):
         return value.detach(), norm
 
     def _step_nowhere(self, loss: Loss, *inputs: Tensor) -> None:
-        """A step that is not finite, and not counted: it leaves no trace."""
+        """A step with a loss of NaN, which is not counted: it leaves no trace."""
         counts = self.counts.clone()
         self._step(lambda *given: loss(*given) * math.nan, *inputs)
         self.counts.copy_(counts)
@@ -78,7 +78,7 @@ class GraphedOptimization(Optimization):
         return taken
 
     def update(self, optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
-        """A step of an optimizer which heeds `found_inf`, by the learning rate on the device."""
+        """Step an optimizer that supports `found_inf`, with the learning rate on the device."""
         group = optimizer.param_groups[0]
         recorded = self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
         own = {"lr": self.lr, "capturable": recorded}
@@ -90,7 +90,7 @@ class GraphedOptimization(Optimization):
         group.update(before)
 
     def check(self) -> None:
-        """Wait for the device and read its counts. Raises UserError after three bad steps."""
+        """Wait for the device, read its counts. Raises UserError after three bad steps in a row."""
         self._read_counts()
         super().check()
 
@@ -103,6 +103,6 @@ class GraphedOptimization(Optimization):
 
     def load_state(self, state: dict) -> None:
         super().load_state(state)
-        self.graphs.clear()  # they step the optimizers' former state
+        self.graphs.clear()  # they would update the optimizers' old state
         counts = [self.taken, self.skipped, 0, 0]
         self.counts.copy_(torch.tensor(counts, dtype=torch.float64))

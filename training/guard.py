@@ -1,4 +1,4 @@
-"""What guards a training run: its folder against a second run, its work against a signal."""
+"""Protects a training run: its folder from a second run, its work from signals."""
 
 import contextlib
 import errno
@@ -17,24 +17,24 @@ try:
 except ImportError:  # Windows has no such locks
     fcntl = None
 
-HELD = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}  # the answers of flock that mean so
-INSISTING = {"SIGINT", "SIGTERM"}  # a person or a machine that wants an end: twice is at once
-# a terminal that hangs up, and what schedulers send some time before the end
+HELD = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}  # errors of flock for a lock that is held
+INSISTING = {"SIGINT", "SIGTERM"}  # from a person or a machine: a second one ends the run at once
+# sent by a terminal that hangs up, and by schedulers some time before they end a job
 WARNING = {"SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"}
 
 
 def tell(line: str) -> None:
-    """Write a line to stderr, past all buffers, as a signal's handler must; never raises."""
+    """Write a line to stderr, unbuffered, as a signal handler must; never raises."""
     with contextlib.suppress(Exception):
         os.write(sys.stderr.fileno(), f"{line}\n".encode(errors="backslashreplace"))
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder's lock, which ends with this process however that ends.
+    """Hold a folder's lock, which is released when this process ends, however it ends.
 
-    Where the system or the file system has no locks, goes on without one and says so on stderr.
-    Raises UserError, naming the other process, when it is held already.
+    If the system or the file system has no locks, continues without one and says so on stderr.
+    Raises UserError, naming the other process, if another process holds it.
     """
     lock = _take_lock(folder)
     try:
@@ -47,7 +47,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _take_lock(folder: Path) -> int | None:
-    """The open `.lock` of `folder`, or None where there are no locks."""
+    """Open and lock `.lock` in `folder`; returns None if there are no locks."""
     if fcntl is None:
         return _no_locks(folder, "this system")
     path = folder / ".lock"
@@ -68,12 +68,12 @@ def _take_lock(folder: Path) -> int | None:
             if error.errno in HELD:
                 holder = holder or "another process"
                 raise UserError(f"--experiment_name {folder.name}: in use by {holder}") from None
-            if not holder:  # it was made just now, and serves nobody
+            if not holder:  # it was created just now, and nobody uses it
                 path.unlink(missing_ok=True)
             return _no_locks(folder, "its file system")
-        os.close(lock)  # its holder has just removed it: take a new one
+        os.close(lock)  # its holder has just removed it: try a new one
     started = time.strftime("%Y-%m-%d %H:%M:%S")
-    with contextlib.suppress(OSError):  # a full disk: the lock holds without its words
+    with contextlib.suppress(OSError):  # a full disk: the lock works without its text
         os.ftruncate(lock, 0)
         os.write(lock, f"process {os.getpid()} on {socket.gethostname()}, since {started}".encode())
     return lock
@@ -85,14 +85,14 @@ def _no_locks(folder: Path, what: str) -> None:
 
 
 class StopSignals:
-    """In a `with`, signals that announce an end are only noted, so that the work can be saved.
+    """In a `with` block, signals to stop are only recorded, so that the work can be saved.
 
-    A second SIGINT or SIGTERM ends the process at once; a second one of the others does not, as
-    they come in pairs (a shell that dies passes on the SIGHUP that its jobs have got already). A
-    SIGHUP that the run was told to ignore, as by nohup, stays ignored.
+    A second SIGINT or SIGTERM ends the process at once. A second one of the others does not, as
+    they come in pairs (a dying shell passes on a SIGHUP that its jobs have already received). If
+    SIGHUP is ignored from the start, as under nohup, it stays ignored.
 
     Attributes:
-        received: the first signal's number, 0 before there is one.
+        received: the number of the first signal, or 0 if there was none.
     """
 
     def __init__(self):
@@ -102,7 +102,7 @@ class StopSignals:
         self.before = {}
         for name in INSISTING | WARNING:
             number = getattr(signal, name, None)
-            if number is None:  # Windows has two of them
+            if number is None:  # Windows has only two of them
                 continue
             if name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN:
                 continue
@@ -117,9 +117,9 @@ class StopSignals:
         name, line = signal.Signals(number).name, "saving after this step"
         if name in INSISTING:
             echo = "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() - self.when < 1
-            if self.insisted and not echo:  # torchrun passes on what a terminal has sent already
-                os._exit(128 + number)  # files are replaced whole, so this harms none
+            if self.insisted and not echo:  # torchrun forwards what the terminal has already sent
+                os._exit(128 + number)  # files are replaced whole, so this damages none
             self.insisted, self.when = True, time.monotonic()
-            line += "; once more ends at once"
+            line += "; send it again to stop at once"
         self.received = self.received or number
         tell(f"\n{name}: {line}")

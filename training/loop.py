@@ -32,13 +32,13 @@ from utils.tensorboard_logger import TensorBoardLogger
 from utils.visualization import make_grid, plot_loss, plot_schedule, save_figure, save_png
 
 LOG_EVERY = 50  # optimizer steps
-SHOW_EVERY = 1.0  # seconds between looks at the loss, which wait for the device
+SHOW_EVERY = 1.0  # seconds between reads of the loss, which wait for the device
 MAY_CHANGE = {"data_dir", "device", "save_every", "keep", "sample_every", "epochs", "max_minutes"}
 MAY_CHANGE |= {"deterministic"}
 
 
 class Trainer(Protocol):
-    """What the loop asks of a kind of training; `training.denoising` is one."""
+    """What the loop needs from a trainer; `training.denoising` has one."""
 
     cfg: TrainConfig
     data: DatasetInfo
@@ -54,16 +54,16 @@ class Trainer(Protocol):
 
 
 class Run:
-    """How far a trainer has come, and everything else that a checkpoint holds of its run.
+    """The progress of a trainer, and everything else that a checkpoint stores about its run.
 
     Attributes:
-        step: of all epochs.
-        minutes: of training, without pictures and scores.
+        step: the number of steps taken, over all epochs.
+        minutes: the time spent training, without samples and scores.
         stopped: the number of the signal that ends the run, or 0.
         saved: when the last checkpoint was written, by time.monotonic().
-        history: what was reported: `step` and `loss`.
-        changes: settings that were changed on the way, a line each.
-        environments: what ran it, and from which step on; one more with each resume.
+        history: the reported values of `step` and `loss`.
+        changes: settings that were changed on resuming, one line each.
+        environments: what ran it and from which step; each resume adds one.
     """
 
     def __init__(self, trainer: Trainer, count: int, folder: Path):
@@ -72,8 +72,8 @@ class Run:
         self.batch_size = min(self.cfg.batch_size, count)
         if self.batch_size % distributed.size():
             raise UserError(
-                f"--batch_size {self.batch_size}: must be a multiple of the {distributed.size()}"
-                " processes that share it"
+                f"--batch_size {self.batch_size}: must be a multiple of {distributed.size()},"
+                " the number of processes that share it"
             )
         self.steps_per_epoch = count // self.batch_size
         self.step, self.minutes, self.stopped = 0, 0.0, 0
@@ -83,22 +83,22 @@ class Run:
 
     @property
     def progress(self) -> float:
-        """The share of the run that is done: of its steps or of its minutes, whichever is more."""
+        """The fraction of the run that is done, in steps or in minutes, whichever is larger."""
         by_steps = self.step / (self.cfg.epochs * self.steps_per_epoch)
         return max(by_steps, self.minutes / self.cfg.max_minutes if self.cfg.max_minutes else 0.0)
 
     @property
     def epoch(self) -> int:
-        """The number, from 0, of the epoch that the last step belongs to."""
+        """The epoch that the last step belongs to, counted from 0."""
         return (self.step - 1) // self.steps_per_epoch
 
     @property
     def save_is_due(self) -> bool:
-        """True where `save_every` minutes have gone by since the last checkpoint."""
+        """True if more than `save_every` minutes have passed since the last checkpoint."""
         return time.monotonic() - self.saved > 60 * self.cfg.save_every
 
     def save(self) -> Path:
-        """Write the checkpoint of the current epoch; its path."""
+        """Write the checkpoint of the current epoch; returns its path."""
         path = self.folder / f"model_epoch_{self.epoch}.pth"
         if distributed.is_first():
             save_checkpoint(path, self.state())
@@ -117,7 +117,7 @@ class Run:
         }
 
     def restore(self, path: Path) -> None:
-        """Go on from a checkpoint. Raises UserError when it is damaged or of another run."""
+        """Resume from a checkpoint. Raises UserError if it is damaged or belongs to another run."""
         checkpoint = load_checkpoint(path, flag="checkpoint", device=self.trainer.device)
         try:
             self.changes = list(checkpoint.get("changes", []))
@@ -131,7 +131,7 @@ class Run:
             raise UserError(f"checkpoint {path}: damaged: {error}") from None
 
     def changed_settings(self, checkpoint: dict, path: Path) -> list[str]:
-        """A line for each. Raises UserError at one that makes another run."""
+        """The changed settings, one line each. Raises UserError for one that must not change."""
         changes, old = [], checkpoint["config"]
         for f in dataclasses.fields(TrainConfig):
             was, now = getattr(old, f.name), getattr(self.cfg, f.name)
@@ -145,8 +145,8 @@ class Run:
         was, now = checkpoint["data"], self.trainer.data
         if (was.shape, was.class_names) != (now.shape, now.class_names):
             raise UserError(
-                f"--data_dir {self.cfg.data_dir}: holds images {now.shape} of {now.num_classes}"
-                f" classes; {path} was trained with images {was.shape} of {was.num_classes}"
+                f"--data_dir {self.cfg.data_dir}: has images {now.shape} of {now.num_classes}"
+                f" classes; {path} was trained on images {was.shape} of {was.num_classes}"
             )
         return changes
 
@@ -162,10 +162,10 @@ class Run:
 
 
 def train(trainer: Trainer, data: Dataset, watch: Callable[[Run], None] = lambda run: None) -> Path:
-    """Train until the epochs or the minutes are over; returns the last checkpoint's path.
+    """Train until the epochs or the minutes run out; returns the last checkpoint's path.
 
-    `watch` is called after every report, on the run's time but not on its `minutes`.
-    Raises UserError when another run holds the folder, and SystemExit after SIGINT or SIGTERM.
+    `watch` is called after every report; the time it takes does not count towards `minutes`.
+    Raises UserError if another run is using the folder, and SystemExit after a signal to stop.
     """
     name, device = trainer.cfg.experiment(), trainer.device
     checkpoints, outputs, runs = (
@@ -187,9 +187,9 @@ def train(trainer: Trainer, data: Dataset, watch: Callable[[Run], None] = lambda
             train_epoch(run, images, labels, logger, watch, stop)
             path = run.save()
             if run.stopped:
-                distributed.of_first(None)  # until it has written: where one ends, all end
+                distributed.of_first(None)  # wait until it has written: if one ends, all end
                 if first:
-                    print(f"stopped: {path} is saved, and the same command goes on from it")
+                    print(f"stopped: {path} is saved; run the same command again to resume")
                 raise SystemExit(128 + int(run.stopped))
             if logger:
                 draw_progress(run, outputs, logger)
@@ -207,11 +207,11 @@ def train_epoch(
     watch: Callable[[Run], None],
     stop: StopSignals,
 ) -> None:
-    """What is left of one epoch, or of the time budget; saves every `save_every` minutes."""
+    """Train for the rest of an epoch or of the time budget; saves every `save_every` minutes."""
     cfg, trainer = run.cfg, run.trainer
     epoch, done = divmod(run.step, run.steps_per_epoch)
     batches = list(epoch_batches(len(images), cfg.batch_size, cfg.seed, epoch))[done:]
-    batches = torch.stack(batches).to(trainer.device)  # at once: a copy waits for all steps so far
+    batches = torch.stack(batches).to(trainer.device)  # one copy: each waits for all steps so far
     bar = tqdm(batches, f"epoch {epoch}", unit="step", dynamic_ncols=True, disable=logger is None)
     minutes_before, start = run.minutes, time.monotonic()
     shown = reported = start
@@ -222,7 +222,7 @@ def train_epoch(
         recent.append(torch.stack(pair))
         now = time.monotonic()
         minutes, show = minutes_before + (now - start) / 60, now - shown > SHOW_EVERY
-        # at one step all processes do the same, whatever their clocks say and whom a signal reached
+        # all processes act alike at a step, whatever their clocks say and whichever got a signal
         run.minutes, run.stopped, show, save = distributed.largest(
             minutes, stop.received, show, run.save_is_due
         )
@@ -247,7 +247,7 @@ def train_epoch(
 
 
 def start_logs(run: Run, resumed: Path | None, outputs: Path, runs: Path) -> TensorBoardLogger:
-    """Say what goes on, and open the run's TensorBoard log; what runs it goes to run.json."""
+    """Write run.json, open the run's TensorBoard log, and print what is resumed."""
     record = {"config": dataclasses.asdict(run.cfg), "environments": run.environments}
     record |= {"data": dataclasses.asdict(run.trainer.data), "changes": run.changes}
     write_atomically(outputs / "run.json", (json.dumps(record, indent=2) + "\n").encode())
@@ -261,7 +261,7 @@ def start_logs(run: Run, resumed: Path | None, outputs: Path, runs: Path) -> Ten
 
 
 def report(run: Run, logger: TensorBoardLogger, loss: float, norm: float, rate: float) -> None:
-    """Tell history and TensorBoard about the last few steps."""
+    """Log the last few steps to the history and to TensorBoard."""
     run.history["step"].append(run.step)
     run.history["loss"].append(loss)
     lr = run.trainer.optimization.optimizers[0].param_groups[0]["lr"]
@@ -269,7 +269,7 @@ def report(run: Run, logger: TensorBoardLogger, loss: float, norm: float, rate: 
 
 
 def show_progress(run: Run, bar: tqdm, loss: float, rate: float) -> None:
-    """What the progress bar says beside the number of steps."""
+    """Set the text that the progress bar shows after the number of steps."""
     left = run.minutes * (1 / max(run.progress, 1e-9) - 1)
     skipped = run.trainer.optimization.skipped
     skipped = f", {skipped} steps skipped" * (skipped > 0)
@@ -281,7 +281,7 @@ def clock(minutes: float) -> str:
 
 
 def draw_progress(run: Run, outputs: Path, logger: TensorBoardLogger) -> None:
-    """At the end of every `sample_every`-th epoch: the loss curve and a grid of samples."""
+    """Every `sample_every` epochs and at the end, save the loss curve and a grid of samples."""
     every = run.cfg.sample_every
     if run.progress >= 1 or (every and (run.epoch + 1) % every == 0):
         save_figure(outputs / "loss.png", plot_loss(run.history))
@@ -291,7 +291,7 @@ def draw_progress(run: Run, outputs: Path, logger: TensorBoardLogger) -> None:
 
 
 def sample_grid(model: TrainedModel, count: int = 64) -> Tensor:
-    """A grid (C, H', W') of the model's samples, always of the same noise, the classes in turn."""
+    """A grid (C, H', W') of the model's samples, always from the same noise, cycling classes."""
     classes = model.net.num_classes
     labels = torch.arange(count) % classes if classes else None
     return make_grid(torch.cat(list(sample_images(model, count, SamplingConfig(), labels=labels))))

@@ -12,24 +12,24 @@ from training.optimization import Optimization, learning_rate
 from training.tuning import Draws, Phase, copy_of, descend
 from utils.device import autocast
 
-STUDENT_RATE, FAKE_RATE = 0.3, 0.6  # of --lr; the fake has to follow the student
-LEAST_RATE = 0.1  # of --lr: fake and critic follow to the end, where the student's rate falls to 0
-BETAS = (0.0, 0.999)  # of Adam: no momentum, as what is followed moves (Yin et al. 2024b)
-CRITIC_WEIGHT = 0.5  # of the critic's gradient, where that of the scores has 1
+STUDENT_RATE, FAKE_RATE = 0.3, 0.6  # times --lr; the fake has to follow the student
+LEAST_RATE = 0.1  # times --lr: fake and critic learn to the end, but the student's rate falls to 0
+BETAS = (0.0, 0.999)  # of Adam: no momentum, because the target moves (Yin et al. 2024b)
+CRITIC_WEIGHT = 0.5  # of the critic's gradient; that of the scores has weight 1
 T_RANGE = (0.01, 0.98)  # of t / T: nothing is learnt at the ends (Yin et al. 2024, section 3.2)
-# A tenth of the images are noised by the lowest fifth of t alone, or faint grey would go unseen.
+# A tenth of the images get noise from the lowest fifth of t; otherwise faint grey would go unseen.
 LOW_SHARE, LOW_PART = 0.1, 0.2
-WHITEST = 2.0  # a bound for what goes astray, not for images
+WHITEST = 2.0  # a bound for runaway values, not for images
 
 
 class Matching(Phase):
     """Distribution matching distillation (Yin et al. 2024, DMD), with a critic (2024b, DMD2).
 
-    The student's images, one half of each batch by one call and one half by two, are noised. Two
-    networks denoise them: the teacher, and a fake that learns all the time from the student's
-    images alone. Where they differ, the student's images are too frequent or too rare. The
-    critic compares them with real ones (Sauer et al. 2024, LADD), and so sees what the teacher
-    does not know.
+    The student draws half of each batch in one call and half in two, and noise is added to these
+    images. Two networks denoise them: the teacher, and a fake that keeps learning from the
+    student's images only. Where the two differ, the student draws such images too often or too
+    rarely. The critic compares the images with real ones (Sauer et al. 2024, LADD), so it sees
+    what the teacher does not know.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Matching(Phase):
     ):
         super().__init__(cfg, teacher, optimization(student, cfg, cfg.ema_length), generator)
         fake = copy_of(teacher.net)
-        fake.tell_apart(2)  # first and second calls: their errors could cancel otherwise
+        fake.tell_apart(2)  # first and second calls, whose errors could otherwise cancel
         image = torch.zeros(1, *teacher.data.shape, device=teacher.device)
         with torch.no_grad(), teacher.net.watched() as maps:
             teacher.net(image, image.new_zeros(1))
@@ -50,10 +50,10 @@ class Matching(Phase):
         self.top, self.again = self.schedule.sampling_sigmas(2, "fewstep")[:2]
 
     def step(self, x0: Tensor, y: Tensor | None, progress: float) -> tuple[Tensor, Tensor]:
-        """One step of all three networks on a batch of all processes.
+        """Take one step of all three networks on the batch of all processes.
 
         `progress` is that of the phase. Returns how far teacher and fake are apart, and the norm
-        of the student's gradient, which is scaled to be of one size.
+        of the student's gradient. The gradient at the images has a fixed size.
         """
         draws = Draws(self.generator, x0.shape)
         x0, y = x0[draws.part], None if y is None else y[draws.part]
@@ -70,7 +70,7 @@ class Matching(Phase):
         return gap, descend(self.optimization, pull, STUDENT_RATE * rate)
 
     def drawn(self, draws: Draws, y: Tensor | None, second: Tensor) -> Tensor:
-        """What the student draws, not clamped. Only the last of two calls can be differentiated."""
+        """The student's images, not clamped. Of two calls, only the last can be differentiated."""
         start, fresh = draws.noise(), draws.noise()
         x0 = torch.zeros_like(start)
         if second.any():
@@ -83,11 +83,11 @@ class Matching(Phase):
         return self.denoised(self.student, x0, eps, torch.where(second, self.again, self.top), y)
 
     def fake_loss(self, draws: Draws, x: Tensor, kinds: Tensor) -> Tensor:
-        """That of a denoiser of images x, at all levels; blacker than black is no error."""
+        """The loss of denoising images x, at all noise levels; blacker than black is no error."""
         sigma = self.schedule.sigmas[(self.schedule.timesteps * draws.stratified()).long()]
         x0_hat = self.denoised(self.fake.net, x, draws.noise(), sigma, kinds)
         error = (x0_hat - x).masked_fill(distillation.beyond_black(x0_hat, x), 0.0)
-        weight = column((1 + sigma**-2).to(x))  # as of an error in v
+        weight = column((1 + sigma**-2).to(x))  # as for an error in v
         return (weight * error.square()).mean()
 
     def gradients(
@@ -137,6 +137,6 @@ class Matching(Phase):
 
 
 def optimization(net: nn.Module, cfg: TrainConfig, ema_length: float | None = None) -> Optimization:
-    """AdamW, which a network and its adversary keep in step by better than Muon."""
+    """AdamW, which keeps a network and its adversary in step better than Muon does."""
     adam = torch.optim.AdamW(net.parameters(), betas=BETAS, weight_decay=cfg.weight_decay)
     return Optimization(net, [adam], grad_clip=cfg.grad_clip, ema_length=ema_length)

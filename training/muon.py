@@ -7,15 +7,15 @@ from torch import Tensor
 
 from utils.graphs import in_parallel
 
-# of Newton-Schulz iterations (Jordan et al. 2024): five bring singular values from 0..1 to 0.7..1.2
+# of Newton-Schulz iterations (Jordan et al. 2024): five map singular values in 0..1 to 0.7..1.2
 COEFFICIENTS, ITERATIONS = (3.4445, -4.7750, 2.0315), 5
 
 
 def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """U V^T, roughly, of matrices (N, R, C) with singular value decomposition U S V^T; float32.
+    """Approximately U V^T of matrices (N, R, C) with singular value decomposition U S V^T; float32.
 
-    An odd polynomial of the matrix is applied again and again, which is one of its singular values:
-    it needs matrix products alone, and no more precision than bfloat16 has.
+    This applies an odd polynomial of the matrix repeatedly, which acts on its singular values. It
+    needs only matrix products, and bfloat16 is precise enough.
     """
     x = matrices.to(dtype)
     tall = x.shape[1] > x.shape[2]
@@ -32,18 +32,18 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tenso
 class Muon(torch.optim.Optimizer):
     """Muon (Jordan et al. 2024), for the weights of layers between other layers.
 
-    A convolution's weight (out, in, height, width) counts as the matrix (out, in * height * width).
-    Its gradients' momentum is orthogonalized before each step, so that all directions of a layer
-    are learnt at one pace. Steps are as large as AdamW's (Liu et al. 2025, section 2.2), and one
-    learning rate serves both.
+    A convolution's weight (out, in, height, width) is treated as a matrix (out, in * height *
+    width). The momentum of its gradients is orthogonalized before each step, so a layer learns in
+    all directions at the same rate. Steps are as large as AdamW's (Liu et al. 2025, section 2.2),
+    so one learning rate serves both.
 
     Args: weights of two or more dimensions, learning rate, decoupled weight decay, momentum, and
         the precision of the matrix products.
 
     Attributes:
-        found_inf: None, or a scalar on the device: where it is 1 and not 0, a step changes nothing.
-            Then the learning rate is a scalar on the device, too. (The name is that of torch's own
-            optimizers.)
+        found_inf: None, or a scalar on the device: a step changes nothing if it is 1 and not 0.
+            With a scalar, the learning rate must be a scalar on the device, too. (torch's own
+            optimizers use this name.)
     """
 
     def __init__(
@@ -76,11 +76,11 @@ class Muon(torch.optim.Optimizer):
             matrix = direction.reshape(len(p), -1)
             by_shape.setdefault(matrix.shape, []).append((p, matrix))
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-        for shape, pairs in by_shape.items():  # many small products as a few larger ones
+        for shape, pairs in by_shape.items():  # combine many small products into a few larger ones
             alike, matrices = zip(*pairs, strict=True)
             updates = orthogonalize(torch.stack(matrices), self.dtype)
             updates = [update.view(p.shape) for p, update in zip(alike, updates, strict=True)]
-            scale = -group["lr"] * 0.2 * max(shape) ** 0.5  # root mean square as of AdamW
+            scale = -group["lr"] * 0.2 * max(shape) ** 0.5  # the root mean square of AdamW's
             torch._foreach_add_(alike, updates, alpha=scale)
 
     def _directions(self, params: list[Tensor], group: dict) -> list[Tensor]:
@@ -90,10 +90,10 @@ class Muon(torch.optim.Optimizer):
         return torch._foreach_lerp(gradients, momenta, group["momentum"])
 
     def _step_on_device(self, params: list[Tensor], group: dict) -> None:
-        """The same in few kernels, and without a look at any value; nothing where found_inf is 1.
+        """The same in few kernels and without reading any value; does nothing if found_inf is 1.
 
-        Here a matrix has its columns in the order in which memory has them, (height, width, in): it
-        is then a view of the weight. The order of columns changes nothing but the rounding.
+        Here the columns of a matrix are in memory order, (height, width, in), so it is a view of
+        the weight. The order of the columns affects only the rounding.
         """
         by_shape: dict[tuple, list[Tensor]] = {}
         for p in params:
@@ -106,7 +106,7 @@ class Muon(torch.optim.Optimizer):
         momenta = [self.state[p]["momentum"] for p in params]
         momentum = torch.stack([as_matrix(m) for m in momenta])
         gradient = torch.stack([as_matrix(p.grad) for p in params])
-        gradient = torch.where(finite, gradient, momentum)  # a mean with itself changes nothing
+        gradient = torch.where(finite, gradient, momentum)  # averaging with itself changes nothing
         momentum.lerp_(gradient, 1 - group["momentum"])
         update = orthogonalize(gradient.lerp_(momentum, group["momentum"]), self.dtype)
         lr = group["lr"] * finite
@@ -117,7 +117,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def as_matrix(weight: Tensor) -> Tensor:
-    """(out, in, height, width) -> (out, height * width * in): a view where channels are last."""
+    """(out, in, height, width) -> (out, height * width * in): a view if channels are last."""
     return weight.movedim(1, -1).reshape(len(weight), -1)
 
 

@@ -1,4 +1,4 @@
-"""One step of the weights: gradient, clipping, optimizers, and the average."""
+"""One update of the weights: gradient, clipping, optimizers, and the average."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ Loss = Callable[..., Tensor]
 
 
 def learning_rate(peak: float, progress: float) -> float:
-    """Warm up over the first 2 % of the run, hold, fall linearly to 0 over the last 60 %."""
+    """Warm up over the first 2% of the run, stay constant, fall linearly to 0 over the last 60%."""
     return peak * min(1.0, (progress + 1e-3) / 0.02, (1 - progress) / 0.6)
 
 
@@ -26,7 +26,8 @@ def build_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """Muon for the weights between layers; AdamW for biases, norms and the network's outer parts.
 
-    So Jordan et al. 2024 divide them: what Muon knows of a matrix's two sides holds only inside.
+    Jordan et al. 2024 split them this way: what Muon assumes of both sides of a matrix is true only
+    of inner layers.
     """
     named = list(net.named_parameters())
     inner = [p for name, p in named if p.ndim >= 2 and not name.startswith(net.outer)]
@@ -61,10 +62,10 @@ class Optimization:
         self.taken, self.skipped, self.bad_in_a_row = 0, 0, 0
 
     def step(self, loss: Loss, *inputs: Tensor, lr: float) -> tuple[Tensor, Tensor]:
-        """Follow the gradient of the scalar loss(*inputs) at learning rate `lr`.
+        """Step down the gradient of the scalar loss(*inputs) with learning rate `lr`.
 
-        Returns the loss and the gradient's norm, on the device. A step whose gradient is not finite
-        changes nothing but the count. Raises UserError at the third of them in a row.
+        Returns the loss and the gradient's norm, on the device. If the gradient is not finite, only
+        the counts change. Raises UserError at the third such step in a row.
         """
         value = loss(*inputs)
         self.net.zero_grad()
@@ -72,7 +73,7 @@ class Optimization:
         return value.detach(), self.follow(lr)
 
     def follow(self, lr: float) -> Tensor:
-        """Follow the gradient that the weights have, as `step` does; returns its norm."""
+        """Step down the gradient stored in the weights, as `step` does; returns its norm."""
         self.set_lr(lr)
         norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.grad_clip)
         if norm.isfinite():
@@ -93,21 +94,21 @@ class Optimization:
             optimizer.param_groups[0]["lr"] = lr
 
     def differentiate(self, loss: Tensor) -> Tensor:
-        """Leave the clipped gradient of `loss` in the weights; returns its norm before that."""
+        """Store the clipped gradient of `loss` in the weights; returns its norm before clipping."""
         self.net.zero_grad()
         loss.backward()
         return torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.grad_clip)
 
     def check(self) -> None:
-        """To be called at every report. Raises UserError after three bad steps in a row."""
+        """Call this at every report. Raises UserError after three bad steps in a row."""
         if self.bad_in_a_row >= BAD_STEPS:
             raise UserError(
-                f"step {self.taken + self.skipped}: loss or gradient not finite, {BAD_STEPS}"
+                f"step {self.taken + self.skipped}: loss or gradient was not finite {BAD_STEPS}"
                 " times in a row; try a lower --lr, or --precision fp32"
             )
 
     def state(self) -> dict:
-        """What a checkpoint holds of it."""
+        """What a checkpoint stores of it."""
         return {
             "network": self.net.state_dict(),
             "ema": self.ema.model.state_dict() if self.ema else {},
@@ -117,17 +118,17 @@ class Optimization:
         }
 
     def load_state(self, state: dict) -> None:
-        """Go on from what `state` returned, here or on another device.
+        """Restore what `state` returned, here or on another device.
 
-        Raises KeyError, TypeError, ValueError or RuntimeError on what does not fit.
+        Raises KeyError, TypeError, ValueError or RuntimeError if it does not fit.
         """
         self.net.load_state_dict(state["network"])
         if self.ema:
             self.ema.model.load_state_dict(state["ema"])
         for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(kept)
-            for p, values in optimizer.state.items():  # torch does not look at their shapes
+            for p, values in optimizer.state.items():  # torch does not check their shapes
                 if any(v.ndim and v.shape != p.shape for v in values.values()):
-                    raise ValueError("optimizer state of another shape")
+                    raise ValueError("the optimizer state has the wrong shape")
         self.skipped = int(state.get("skipped", 0))
         self.taken = int(state["taken"] if "taken" in state else state["step"] - self.skipped)

@@ -1,4 +1,4 @@
-"""Consistency tuning, the first part of a distillation, and what the second has of it too."""
+"""Consistency tuning, the first part of a distillation, and what the second shares with it."""
 
 import copy
 
@@ -14,21 +14,21 @@ from training.optimization import Optimization, build_optimizers, learning_rate
 from utils import distributed
 from utils.device import autocast
 
-# Of `lower_level`, first and last: coarse gaps first. Much finer ones sink in bfloat16's rounding.
+# First and last q of `lower_level`: coarse gaps first. bfloat16 rounding hides much finer ones.
 Q = (8.0, 64.0)
 LOG_SIGMA = (-0.9, 2.0)  # mean and standard deviation of the levels
-# Each eighth image is at one of the ten highest levels, which the others hardly visit: there every
-# image begins.
+# Every eighth image is at one of the ten highest levels, where sampling begins and which the others
+# rarely reach.
 TOP_EVERY, TOP_LEVELS = 8, 10
 
 
 def copy_of(net: NoisePredictor) -> NoisePredictor:
-    """A copy that can learn."""
+    """A trainable copy."""
     return copy.deepcopy(net).train().requires_grad_(True)
 
 
 def descend(optimization: Optimization, loss: Tensor, rate: float) -> Tensor:
-    """Follow the gradient of `loss` in all processes together; returns its norm, on the device."""
+    """Step down the mean gradient of `loss` over all processes; returns its norm, on the device."""
     optimization.net.zero_grad()
     loss.backward()
     distributed.average([p.grad for p in optimization.net.parameters() if p.grad is not None])
@@ -36,7 +36,7 @@ def descend(optimization: Optimization, loss: Tensor, rate: float) -> Tensor:
 
 
 class Draws:
-    """Random numbers for a batch of all processes, of which this one is given its part."""
+    """Random numbers for the batch of all processes, of which this process gets its part."""
 
     def __init__(self, generator: torch.Generator, shape: torch.Size):
         """For a whole batch of `shape` (B, C, H, W)."""
@@ -44,7 +44,7 @@ class Draws:
         self.part = distributed.part(shape[0])
 
     def noise(self) -> Tensor:
-        """Standard normal, like this part of the batch, on the device."""
+        """Standard normal noise, shaped like this part of the batch, on the device."""
         device = self.generator.device
         return torch.randn(self.shape, generator=self.generator, device=device)[self.part]
 
@@ -53,7 +53,7 @@ class Draws:
         return self._uniform()[self.part]
 
     def stratified(self) -> Tensor:
-        """The same, with one number in each of B equal shares, in random order."""
+        """The same, with one number in each of B equal intervals, in random order."""
         share = (torch.arange(self.shape[0]) + self._uniform()) / self.shape[0]
         return share[self._uniform().argsort()][self.part]
 
@@ -63,10 +63,10 @@ class Draws:
 
 
 class Phase:
-    """A kind of training, of a student by its teacher.
+    """One phase of training a student with its teacher.
 
     Attributes:
-        optimization: what a step changes of the student.
+        optimization: the student with its optimizers and its average.
     """
 
     def __init__(
@@ -98,8 +98,8 @@ class Phase:
 class Tuning(Phase):
     """Consistency tuning (Geng et al. 2024, "Consistency Models Made Easy", ECT).
 
-    The student starts as the teacher. At any level of noise it learns to say what it says at a
-    somewhat lower one, of the same image and noise; at the lowest, the image.
+    The student starts as a copy of the teacher. At any noise level it learns to predict what it
+    predicts at a slightly lower one, for the same image and noise; at the lowest, the image itself.
     """
 
     def __init__(
@@ -114,9 +114,9 @@ class Tuning(Phase):
         super().__init__(cfg, teacher, Optimization(student, optimizers, **options), generator)
 
     def step(self, x0: Tensor, y: Tensor | None, progress: float) -> tuple[Tensor, Tensor]:
-        """One step on a batch of all processes; `progress` is that of the phase.
+        """Take one step on the batch of all processes; `progress` is that of the phase.
 
-        Returns the loss and the norm of the gradient, which is scaled to be of one size.
+        Returns the loss and the gradient norm. The gradient at the images has a fixed size.
         """
         draws = Draws(self.generator, x0.shape)
         sigma, eps = self.draw_levels(draws), draws.noise()

@@ -1,7 +1,7 @@
-"""Arrays of others, from .npy and .npz files: read without trust, and made into pixels.
+"""Read arrays from untrusted .npy and .npz files, and convert them to pixels.
 
-A file may be damaged or hostile. So nothing is unpickled, nothing is allocated that the size of the
-file does not bear out, and an array is chosen by its name, never by its place.
+A file may be damaged or malicious. So nothing is unpickled, no more memory is allocated than the
+size of the file justifies, and an array is chosen by its name, never by its position.
 """
 
 import io
@@ -13,13 +13,13 @@ from typing import BinaryIO
 
 import numpy as np
 
-MOST_STORED = 7 * 2**26  # bytes of an array as it is stored, and
-MOST_PIXELS = 3 * 2**26  # of all images as uint8: reading them takes less than 1 GiB
-HEADER = 2**14  # bytes that the header of a .npy file may take
+MOST_STORED = 7 * 2**26  # bytes of an array as stored
+MOST_PIXELS = 3 * 2**26  # bytes of all images as uint8; reading takes less than 1 GiB
+HEADER = 2**14  # bytes: the longest .npy header that is read
 TAKEN = "a folder of pictures (PNG, JPEG, BMP, TIFF), a picture, a .npz or a .npy"
-CHUNK = 2**20  # bytes or pixels that are worked on at a time
+CHUNK = 2**20  # bytes or pixels processed at a time
 
-NAMES = ("images", "arr_0")  # what arrays of images are called; arr_0 is NumPy's own name
+NAMES = ("images", "arr_0")  # names for an array of images; arr_0 is NumPy's default
 LAYOUTS = "(N, H, W), (N, 1 or 3, H, W) or (N, H, W, 1 or 3)"
 HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -28,19 +28,19 @@ HEADERS = {
 
 
 class Refused(ValueError):
-    """Why a file is not taken, in words that follow its name, as in 'holds no images'."""
+    """Why a file is refused, in words that follow its name, such as 'is encrypted'."""
 
 
 def read_npy(stream: BinaryIO, size: int) -> np.ndarray:
-    """The array of a .npy `stream` of `size` bytes. Raises Refused, or ValueError if damaged."""
+    """Read the array of a .npy `stream` of `size` bytes. Raises Refused; ValueError if damaged."""
     head = io.BytesIO(stream.read(HEADER))
     shape, fortran, dtype = _read_header(head)
     if dtype.kind not in "buif" or dtype.shape:
         kind = "Python objects" if dtype.hasobject else f"values of type {str(dtype)[:40]}"
-        raise Refused(f"holds {kind}, must be numbers")
+        raise Refused(f"contains {kind}, must be numbers")
     stored = math.prod(shape) * dtype.itemsize
     if stored > MOST_STORED:
-        raise Refused(f"claims {dtype} {shape}, more than {MOST_STORED >> 20} MiB")
+        raise Refused(f"claims to be {dtype} {shape}, more than {MOST_STORED >> 20} MiB")
     if min(shape, default=0) < 0 or head.tell() + stored != size:
         raise Refused(f"is damaged: {dtype} {shape} does not fit its size")
     buffer = np.empty(stored, np.uint8)
@@ -52,8 +52,8 @@ def read_npy(stream: BinaryIO, size: int) -> np.ndarray:
         if not got:
             raise Refused("is cut short")
         done += got
-    if stream.read(1):  # at its end, an archive compares the checksum
-        raise Refused("is damaged: it goes on after its end")
+    if stream.read(1):  # at the end, an archive verifies the checksum
+        raise Refused("is damaged: it has data after its end")
     return buffer.view(dtype).reshape(shape, order="F" if fortran else "C")
 
 
@@ -65,16 +65,16 @@ def _read_header(head: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 
 def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
-    """The images of a .npz, its `labels` if it has some, and notes on what was left out.
+    """Read the images of a .npz, its `labels` if it has any, and notes on what was left out.
 
-    The images are the array `images`, else `arr_0`, else the only one. Raises Refused.
+    The images are the array `images`, else `arr_0`, else the only array. Raises Refused.
     """
     with zipfile.ZipFile(path) as archive:
         arrays = _list_arrays(archive)
         chosen = [name for name in NAMES if name in arrays] or list(arrays)
         if chosen[0] not in NAMES and len(chosen) > 1:
             shown = listed([f"{name} {_sketch(archive, arrays[name])}" for name in arrays])
-            raise Refused(f"holds {shown}; the array of images must be called images or arr_0")
+            raise Refused(f"contains {shown}; the array of images must be called images or arr_0")
         others = [name for name in arrays if name not in (chosen[0], "labels")]
         notes = [f"read {chosen[0]}, left out {listed(others)}"] if others else []
         labels = None
@@ -88,7 +88,7 @@ def _list_arrays(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     for entry in archive.infolist():
         name = entry.filename.removesuffix(".npy")
         if name in arrays:
-            raise Refused(f"holds two arrays called {name[:60]}")
+            raise Refused(f"contains two arrays called {name[:60]}")
         if name != entry.filename:
             arrays[name] = entry
     if not arrays:
@@ -100,7 +100,7 @@ def _extract(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
     if entry.flag_bits & 0x41:
         raise Refused("is encrypted")
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise Refused("is compressed in another way than NumPy does it")
+        raise Refused("is compressed by a method that NumPy does not use")
     with archive.open(entry) as stream:
         return read_npy(stream, entry.file_size)
 
@@ -111,7 +111,7 @@ def _sketch(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> str:
         with archive.open(entry) as stream:
             shape, _, dtype = _read_header(io.BytesIO(stream.read(HEADER)))
         return f"{str(dtype)[:20]} {str(shape)[:40]}"
-    except Exception:  # it is only mentioned
+    except Exception:  # the array is only mentioned
         return "(unreadable)"
 
 
@@ -130,16 +130,16 @@ def listed(names: list[str], most: int = 6) -> str:
 
 
 def to_pixels(array: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """uint8 (N, C, H, W) with C 1 or 3, and notes on what had to be guessed.
+    """Convert to uint8 (N, C, H, W) with C 1 or 3; also return notes on what had to be guessed.
 
-    Takes any layout of LAYOUTS; values from 0 to 255, floats from 0 to 1 and from -1 to 1, and
-    masks. Raises Refused where layout or range can be read in two ways.
+    Accepts any of LAYOUTS; values from 0 to 255, floats from 0 to 1 or from -1 to 1, and masks.
+    Raises Refused if the layout or the range is ambiguous.
     """
     array = _channels_first(array)
     if array.size > MOST_PIXELS:
-        raise Refused(f"holds {array.shape}, more than {MOST_PIXELS >> 20} million pixels")
+        raise Refused(f"contains {array.shape}, more than {MOST_PIXELS >> 20} million pixels")
     if not array.size:
-        raise Refused(f"holds {array.shape}, no pixels")
+        raise Refused(f"contains {array.shape}, no pixels")
     convert, note = _reading(array)
     if array.dtype != np.uint8 or note:
         pixels = np.empty(array.shape, np.uint8)
@@ -150,8 +150,8 @@ def to_pixels(array: np.ndarray) -> tuple[np.ndarray, list[str]]:
 
 
 def _channels_first(array: np.ndarray) -> np.ndarray:
-    """(N, C, H, W) with C 1 or 3, a view. Raises Refused where that is not clear."""
-    shape, held = array.shape, f"holds {array.dtype} {array.shape}"
+    """Return a view as (N, C, H, W) with C 1 or 3. Raises Refused if the layout is unclear."""
+    shape, held = array.shape, f"contains {array.dtype} {array.shape}"
     if array.ndim == 3 and shape[2] not in (1, 3, 4) and shape[0] != 3:
         return array[:, None]
     if array.ndim == 4:
@@ -168,32 +168,32 @@ def _channels_first(array: np.ndarray) -> np.ndarray:
 
 
 def _parts(array: np.ndarray) -> Iterator[slice]:
-    """Slices of the first axis, of about CHUNK values each."""
+    """Slices along the first axis, of about CHUNK values each."""
     step = max(1, CHUNK * len(array) // max(1, array.size))
     return (slice(k, k + step) for k in range(0, len(array), step))
 
 
 def _reading(array: np.ndarray) -> tuple[Callable[[np.ndarray], np.ndarray], str]:
-    """How values are to be turned into 0..255, and what to say of it; '' where it is plain."""
+    """Return a function that maps values to 0..255, and a note; '' if nothing was guessed."""
     if array.dtype.kind == "b":
-        return lambda x: np.where(x, 255, 0), "holds true and false, read as white and black"
-    low, high = array.min(), array.max()  # NaN, if there is one
-    held = f"holds {array.dtype} from {low:g} to {high:g}"
+        return lambda x: np.where(x, 255, 0), "contains true and false, read as white and black"
+    low, high = array.min(), array.max()  # NaN if there is one
+    held = f"contains {array.dtype} from {low:g} to {high:g}"
     if array.dtype.kind == "f":
         if not (np.isfinite(low) and np.isfinite(high)):
-            raise Refused("holds NaN or infinity")
+            raise Refused("contains NaN or infinity")
         return _float_reading(float(low), float(high), held)
     if low < 0 or high > 255:
         if array.dtype.kind == "u" and array.dtype.itemsize == 2:
             return eight_bits(array)
         raise Refused(f"{held}, must be from 0 to 255")
     if high == 1:
-        return lambda x: x * 255, "holds 0 and 1 only, read as black and white"
+        return lambda x: x * 255, "contains only 0 and 1, read as black and white"
     return lambda x: x, ""
 
 
 def _float_reading(low: float, high: float, held: str) -> tuple[Callable, str]:
-    """Only where most of a range is used is it clear which one it is, so the rest is refused."""
+    """Guess the range of floats. Raises Refused unless most of one range is used."""
     if -1e-3 <= low and 0.5 <= high <= 1 + 1e-3:
         scale, shift, black, white = 255, 0, 0, 1
     elif -1 - 1e-3 <= low <= -0.9 and high <= 1 + 1e-3:
@@ -201,20 +201,20 @@ def _float_reading(low: float, high: float, held: str) -> tuple[Callable, str]:
     elif -0.5 <= low and 128 <= high <= 255.5:
         scale, shift, black, white = 1, 0, 0, 255
     else:
-        raise Refused(f"{held}: where are black and white? must be 0 and 1, -1 and 1 or 0 and 255")
-    note = f"holds floats, read as {black} (black) to {white} (white) and rounded to 8 bits"
+        raise Refused(f"{held}: which are black and white? must be 0 and 1, -1 and 1 or 0 and 255")
+    note = f"contains floats, read as {black} (black) to {white} (white) and rounded to 8 bits"
     return lambda x: np.rint(x.astype(np.float32) * scale + shift).clip(0, 255), note
 
 
 def eight_bits(array: np.ndarray) -> tuple[Callable[[np.ndarray], np.ndarray], str]:
-    """16-bit pixels are taken where they are 8-bit ones times 257. Raises Refused for others."""
+    """Convert 16-bit pixels that are 8-bit ones times 257. Raises Refused for any others."""
     if array.min() < 0 or any((array[part] % 257).any() for part in _parts(array)):
-        raise Refused("holds 16-bit pixels, must be 8-bit ones")
-    return lambda x: x // 257, "holds 8-bit pixels times 257 as 16-bit ones, read as the 8-bit ones"
+        raise Refused("contains 16-bit pixels, must be 8-bit ones")
+    return lambda x: x // 257, "contains 16-bit pixels, 8-bit ones times 257: read as 8-bit"
 
 
 def without_equal_channels(images: np.ndarray) -> np.ndarray:
-    """uint8 (N, 3, H, W) whose channels are all equal -> (N, 1, H, W); others stay."""
+    """uint8 (N, 3, H, W) with equal channels -> (N, 1, H, W); others are returned unchanged."""
     if images.shape[1] == 3 and all(
         (images[part, 1:] == images[part, :1]).all() for part in _parts(images)
     ):

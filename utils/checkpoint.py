@@ -1,19 +1,19 @@
-"""Checkpoints: written whole or not at all, loaded without running code, explaining themselves.
+"""Checkpoints: written whole or not at all, loaded without running code, self-describing.
 
 A checkpoint is a plain dict that `torch.load(..., weights_only=True)` reads. `main.py` writes all
-of it; files to share keep the first six keys, the weights in half precision
-(`python -m utils.checkpoint IN OUT` makes one; flags of sampling, as in `--guidance 1`, say how its
-network is best sampled).
+keys. Files to share keep the first six, with the weights in half precision:
+`python -m utils.checkpoint IN OUT` makes one, and sampling flags such as `--guidance 1` record how
+its network is best sampled.
 
     format, version   what this is
     config            the fields of `TrainConfig` as a plain dict
     data              the fields of `DatasetInfo`
-    sampling          fields of `SamplingConfig` that this network does best with; may be empty
-    ema               the averaged weights, the ones to sample from
+    sampling          fields of `SamplingConfig` that suit this network best; may be empty
+    ema               the averaged weights, which are used for sampling
     network, optimizers, generator, device, step, epoch, minutes, history
-                      what training needs to go on
+                      what training needs to resume
 
-Version 1 had neither `data` nor `sampling`, and the shares of the labels among the weights.
+Version 1 had neither `data` nor `sampling`, and kept the label shares among the weights.
 """
 
 import contextlib
@@ -47,10 +47,10 @@ def load_checkpoint(path: Path, flag: str = "--checkpoint", device="cpu") -> dic
     """Read a checkpoint of this version or an earlier one.
 
     Its `config` comes back as a checked `TrainConfig`, and its `data` as a `DatasetInfo`. Raises
-    UserError, naming `flag`, when the file is missing, damaged, of another kind or version.
+    UserError, naming `flag`, if the file is missing or damaged, or of another kind or version.
     """
     if Path(path).is_dir():
-        raise UserError(f"{flag} {path}: is a folder; must be a file, like model_epoch_0.pth in it")
+        raise UserError(f"{flag} {path}: is a folder; must be a file, like model_epoch_0.pth")
     if not Path(path).is_file():
         raise UserError(f"{flag} {path}: no such file")
     try:
@@ -79,7 +79,7 @@ def load_checkpoint(path: Path, flag: str = "--checkpoint", device="cpu") -> dic
 
 
 def upgrade(checkpoint: dict) -> None:
-    """Bring a checkpoint of version 1, when all images were 28 x 28 and grey, to this version."""
+    """Upgrade a checkpoint of version 1, when all images were 28 x 28 and grey, to this version."""
     shares = checkpoint["ema"].pop(SHARES, torch.full((10,), 0.1))
     checkpoint.get("network", {}).pop(SHARES, None)
     data = describe(checkpoint["config"].dataset, torch.empty(0, 1, 28, 28))
@@ -88,7 +88,7 @@ def upgrade(checkpoint: dict) -> None:
 
 
 def check_archive(path: Path) -> None:
-    """torch.load trusts a file's sizes and checksums: look at them first. Raises ValueError."""
+    """Check the file's sizes and checksums, which torch.load trusts. Raises ValueError."""
     with zipfile.ZipFile(path) as archive:
         stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
         total = sum(entry.file_size for entry in archive.infolist())
@@ -97,7 +97,7 @@ def check_archive(path: Path) -> None:
 
 
 def check_weights(state: dict, file_size: int) -> None:
-    """Weights must be finite, float, and no larger than the file. Raises TypeError, ValueError."""
+    """Weights must be finite, float and no larger than the file. Raises TypeError or ValueError."""
     total = 0
     for name, weight in dict.items(state):
         if not isinstance(name, str) or not isinstance(weight, torch.Tensor):
@@ -112,7 +112,7 @@ def check_weights(state: dict, file_size: int) -> None:
 def load_weights(net: torch.nn.Module, state: dict, source: str, assign: bool = False) -> None:
     """Copy `state` into `net`; with `assign`, its tensors themselves become the weights.
 
-    Raises UserError, naming `source`, where names or shapes differ.
+    Raises UserError, naming `source`, if names or shapes differ.
     """
     try:
         net.load_state_dict(state, assign=assign)
@@ -121,7 +121,7 @@ def load_weights(net: torch.nn.Module, state: dict, source: str, assign: bool = 
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The `model_epoch_<N>.pth` files of a run, by rising N."""
+    """The `model_epoch_<N>.pth` files of a run, in order of N."""
     found = [path for path in Path(folder).glob("*") if epoch_number(path) is not None]
     return sorted(found, key=epoch_number)
 
@@ -133,14 +133,14 @@ def epoch_number(path: Path) -> int | None:
 
 
 def prune_checkpoints(folder: Path, keep: int) -> None:
-    """Delete all but the last `keep` checkpoints of a run, where they can be deleted."""
+    """Delete all but the last `keep` checkpoints of a run, if they can be deleted."""
     for path in list_checkpoints(folder)[:-keep]:
-        with contextlib.suppress(OSError):  # a folder; on Windows, a file that somebody reads
+        with contextlib.suppress(OSError):  # a folder; on Windows, a file that is open
             path.unlink()
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what writes that were cut short have left; nobody may be writing there."""
+    """Delete the temporary files of interrupted writes; nobody may be writing there."""
     for path in folder.glob(".*.tmp"):
         with contextlib.suppress(OSError):
             path.unlink()
@@ -149,7 +149,7 @@ def remove_leftovers(folder: Path) -> None:
 def main() -> None:
     if len(sys.argv) < 3 or sys.argv[1].startswith("-"):
         raise UserError(
-            "usage: python -m utils.checkpoint IN OUT.pth [flags of sampling], with IN a .pth or a"
+            "usage: python -m utils.checkpoint IN OUT.pth [sampling flags], where IN is a .pth or a"
             " run's folder"
         )
     path = Path(sys.argv[1])
@@ -157,7 +157,7 @@ def main() -> None:
         path = next(iter(list_checkpoints(path)[-1:]), path)
     checkpoint = load_checkpoint(path, flag="IN")
     sampling = checkpoint["sampling"] | parse(SamplingConfig, "", sys.argv[3:]).carried()
-    config = {**vars(checkpoint["config"]), "data_dir": DATA_DIR, "test_dir": None}  # nobody's path
+    config = {**vars(checkpoint["config"]), "data_dir": DATA_DIR, "test_dir": None}  # anonymized
     config["teacher"] = config["teacher"] and Path(config["teacher"]).name
     half = {name: weight.half() for name, weight in checkpoint["ema"].items()}
     data = dataclasses.asdict(checkpoint["data"])

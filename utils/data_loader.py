@@ -1,4 +1,4 @@
-"""Data sets as one resident uint8 tensor, and the facts of them that everything else reads."""
+"""Data sets, each loaded as one uint8 tensor, and the metadata that other modules read."""
 
 import gzip
 import math
@@ -22,20 +22,20 @@ from utils.synthetic import synthetic_digits
 SYNTHETIC_SIZE = {"train": 20_000, "test": 10_000}
 SYNTHETIC_SEED = {"train": 1, "test": 2}
 DIGITS = tuple("0123456789")
-HELD_OUT = 6  # one of so many training images, of MNIST 10,000 as in its test set
-LARGEST_SIDE = 64  # pixels: what the networks here are made for
+HELD_OUT = 6  # one training image in six; for MNIST that is 10,000, like its test set
+LARGEST_SIDE = 64  # pixels: the largest size that the networks are designed for
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What the rest of the project must know of a data set. A checkpoint carries one.
+    """Metadata that the rest of the project needs about a data set. Every checkpoint stores one.
 
     Attributes:
-        name: an entry of DATASETS.
+        name: a key of DATASETS.
         channels: 1 (grey) or 3 (RGB).
         height, width: in pixels.
-        class_names: one for each label; () where images have none.
-        label_shares: how often each label comes in the training images; they sum to about 1.
+        class_names: one per label; () if the images have no labels.
+        label_shares: each label's share of the training images; they sum to about 1.
     """
 
     name: str
@@ -56,15 +56,15 @@ class DatasetInfo:
 
     @classmethod
     def from_dict(cls, values: dict) -> "DatasetInfo":
-        """Rebuild what a checkpoint holds. Raises ValueError where it makes no sense."""
+        """Rebuild the metadata in a checkpoint. Raises ValueError if it is invalid."""
         if not isinstance(values, dict) or set(values) != {f.name for f in fields(cls)}:
-            raise ValueError("its facts of the data are not those this version knows")
+            raise ValueError("its data set fields are not those that this version knows")
         info = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
         sizes = (info.channels, info.height, info.width)
         if not all(type(n) is int for n in sizes) or info.channels not in (1, 3):
             raise ValueError("its images are neither grey nor RGB")
         if not all(1 <= n <= LARGEST_SIDE for n in sizes) or info.name not in list(DATASETS):
-            raise ValueError("its images are of no kind this version knows")
+            raise ValueError("its data set or image size is unknown to this version")
         names, shares = info.class_names, info.label_shares
         if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
             raise ValueError("its classes have no names")
@@ -72,13 +72,13 @@ class DatasetInfo:
             raise ValueError("its classes have no shares")
         fits = all(isinstance(share, float) and 0 <= share < math.inf for share in shares)
         if not fits or (shares and not sum(shares)):
-            raise ValueError("label_shares must be shares")
+            raise ValueError("label_shares must be finite, at least 0 and not all 0")
         return info
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """One split: images (N, C, H, W) uint8, labels (N,) int64 (0 without classes), and facts."""
+    """One split: images (N, C, H, W) uint8, labels (N,) int64 (0 without classes), and metadata."""
 
     images: Tensor
     labels: Tensor
@@ -93,15 +93,15 @@ def load_dataset(
     limit: int | None = None,
     held_out: bool = False,
 ) -> Dataset:
-    """The `split` "train" or "test" of one of DATASETS; of it the first `limit` images, or all.
+    """Load the "train" or "test" split of one of DATASETS: all images, or the first `limit`.
 
-    With `held_out` the last sixth of the training images is the "test", and "train" the rest: what
-    is chosen by scores is chosen by those, and the real test set is left for what is reported.
-    `test_dir` is for `folder` alone. Raises UserError when the files are neither there nor to be
-    had, or are not what they should be.
+    With `held_out`, "test" is the last sixth of the training images and "train" is the rest. Use
+    it for choices made by score, so that the real test set is used only for reported results.
+    `test_dir` is only for `folder`. Raises UserError if the files are missing and cannot be
+    downloaded, or are invalid.
     """
     if test_dir and name != "folder":
-        raise UserError(f"--test_dir {test_dir}: only --dataset folder has one")
+        raise UserError(f"--test_dir {test_dir}: only allowed with --dataset folder")
     images, labels, class_names = DATASETS[name](data_dir, "train" if held_out else split, test_dir)
     if held_out:
         first = len(images) - len(images) // HELD_OUT
@@ -109,16 +109,16 @@ def load_dataset(
         images, labels = images[chosen], labels[chosen]
     images, labels = images[:limit], labels[:limit]
     if not len(images):
-        raise UserError(f"--data_dir {data_dir}: holds too few images, none is left to {split}")
+        raise UserError(f"--data_dir {data_dir}: contains too few images, none left for {split}")
     counts = labels.bincount(minlength=len(class_names))[: len(class_names)]
     shares = tuple((counts.double() / len(labels)).tolist())
     return Dataset(images, labels, DatasetInfo(name, *images.shape[1:], class_names, shares))
 
 
 def describe(name: str, images: Tensor) -> DatasetInfo:
-    """The facts of images (N, C, H, W) that should look like a data set which is not loaded.
+    """Metadata for images (N, C, H, W) that imitate the data set `name`, without loading it.
 
-    Its classes are those known by name, and come equally often.
+    The class names are the known ones of that data set. All classes are taken as equally frequent.
     """
     names = DIGITS if name in ("mnist", "synthetic") else ()
     if not names and name in TORCHVISION:
@@ -128,11 +128,11 @@ def describe(name: str, images: Tensor) -> DatasetInfo:
 
 
 def _short_names(classes: Sequence[str]) -> tuple[str, ...]:
-    """torchvision's names of classes, but MNIST's "7 - seven" is "7"."""
+    """torchvision's class names, with MNIST's "7 - seven" shortened to "7"."""
     return tuple(text.split(" - ")[0] for text in classes)
 
 
-Split = tuple[Tensor, Tensor, tuple[str, ...]]  # images, labels and the names of the classes
+Split = tuple[Tensor, Tensor, tuple[str, ...]]  # images, labels and class names
 
 
 def _synthetic(data_dir: str, split: str, test_dir: str | None) -> Split:
@@ -140,7 +140,7 @@ def _synthetic(data_dir: str, split: str, test_dir: str | None) -> Split:
     return images, labels, DIGITS
 
 
-TORCHVISION = {  # its name there, where its files are, and the shape of an image (C, H, W)
+TORCHVISION = {  # torchvision's class, the folder of its files, and the image shape (C, H, W)
     "mnist": ("MNIST", "MNIST/raw", (1, 28, 28)),
     "fashion_mnist": ("FashionMNIST", "FashionMNIST/raw", (1, 28, 28)),
     "kmnist": ("KMNIST", "KMNIST/raw", (1, 28, 28)),
@@ -155,12 +155,12 @@ def _class(name: str) -> type:
 
 
 def _torchvision(name: str, data_dir: str, split: str, test_dir: str | None) -> Split:
-    """A data set that torchvision knows, on the disk already or downloaded to it."""
+    """Read one of torchvision's data sets from disk, and download it first if it is missing."""
     root = Path(data_dir).expanduser()
     _, files, shape = TORCHVISION[name]
     read = _read_cifar10 if name == "cifar10" else partial(_read_idx, name)
     try:
-        try:  # what is there already: no network, no writing
+        try:  # existing files: no network access, no writing
             images, labels, names = read(root, split)
         except FileNotFoundError:
             _download(name, root)
@@ -168,7 +168,7 @@ def _torchvision(name: str, data_dir: str, split: str, test_dir: str | None) -> 
         if images.shape != (len(labels), *shape) or not len(labels):
             raise ValueError(f"{len(labels)} labels for images {tuple(images.shape)}")
         if not 0 <= labels.min() <= labels.max() < len(names):
-            raise ValueError(f"labels up to {labels.max()} of {len(names)} classes")
+            raise ValueError(f"labels up to {labels.max()} for {len(names)} classes")
     except UserError:
         raise
     except Exception as error:  # half a dozen kinds, depending on which byte is wrong
@@ -180,14 +180,14 @@ def _torchvision(name: str, data_dir: str, split: str, test_dir: str | None) -> 
 
 
 def _read_idx(name: str, root: Path, split: str) -> Split:
-    """Files in MNIST's own format, packed by gzip or not. Raises FileNotFoundError, ValueError."""
+    """Read files in MNIST's IDX format, gzipped or not. Raises FileNotFoundError, ValueError."""
     arrays, prefix = [], {"train": "train", "test": "t10k"}[split]
     for part in ("images-idx3-ubyte", "labels-idx1-ubyte"):
         path = root / TORCHVISION[name][1] / f"{prefix}-{part}"
         packed = path.with_name(f"{path.name}.gz")
         data = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
         if data[:3] != b"\0\0\x08":
-            raise ValueError(f"{path.name} is no IDX file of bytes")
+            raise ValueError(f"{path.name} is not an IDX file of bytes")
         shape = np.frombuffer(data, ">i4", data[3], offset=4)
         array = np.frombuffer(data, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
         arrays.append(torch.from_numpy(array.copy()))
@@ -196,7 +196,7 @@ def _read_idx(name: str, root: Path, split: str) -> Split:
 
 
 def _read_cifar10(root: Path, split: str) -> Split:
-    """CIFAR-10 by torchvision, which compares checksums. Raises FileNotFoundError where not."""
+    """Read CIFAR-10 with torchvision, which verifies checksums. Raises FileNotFoundError."""
     try:
         loaded = _class("cifar10")(root, train=split == "train")
     except RuntimeError as error:
@@ -208,8 +208,8 @@ def _read_cifar10(root: Path, split: str) -> Split:
 def _download(name: str, root: Path) -> None:
     """Let torchvision download a data set to `root`. Raises UserError.
 
-    It works in a folder beside, which vanishes, so that others never read what is half there; what
-    was there already stays as it is.
+    It downloads to a temporary folder first, so that other processes never read incomplete files.
+    Existing files stay unchanged.
     """
     folder = root / TORCHVISION[name][1]
     near = next(path for path in (root.absolute(), *root.absolute().parents) if path.is_dir())
@@ -238,9 +238,9 @@ DATASETS: dict[str, Callable[[str, str, str | None], Split]] = {
 
 
 def epoch_batches(count: int, batch_size: int, seed: int, epoch: int) -> Iterator[Tensor]:
-    """Index batches of one pass in an order fixed by (seed, epoch). A last, short one is dropped.
+    """Index batches of one epoch, in an order fixed by (seed, epoch). Drops a short last batch.
 
-    Training sees other images dropped in each epoch; `batch_size` above `count` gives one batch.
+    Each epoch drops different images. A `batch_size` above `count` gives one batch of all of them.
     """
     order = torch.randperm(count, generator=generator(Stream.ORDER, seed, epoch))
     size = min(batch_size, count)
@@ -258,7 +258,7 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def main() -> None:
-    """Print the data set a demonstration can use here: mnist if it can be had, else synthetic."""
+    """Print the data set that a demo can use here: mnist if it is available, else synthetic."""
     try:
         load_dataset("mnist", DATA_DIR, "train")
         print("mnist")

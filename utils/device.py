@@ -1,4 +1,4 @@
-"""Where to compute, and in what precision."""
+"""Where to compute, and at what precision."""
 
 import contextlib
 import os
@@ -10,10 +10,10 @@ from utils.distributed import local_rank
 
 
 def pick_device(name: str, precision: str = "auto") -> torch.device:
-    """`auto` is CUDA, else Apple's MPS, else the CPU. Raises UserError for an absent one.
+    """`auto` is CUDA, else Apple's MPS, else the CPU. Raises UserError if the device is missing.
 
-    There float32 is float32 from now on: a GPU rounds its products to TF32 only where `precision`
-    is tf32, so that a score is the same on every device.
+    From now on, float32 means float32: a GPU rounds products to TF32 only if `precision` is tf32,
+    so that a score is the same on every device.
     """
     tf32 = precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
@@ -24,17 +24,17 @@ def pick_device(name: str, precision: str = "auto") -> torch.device:
     }
     if name == "auto":
         name = next(device for device, ok in present.items() if ok)
-    if name == "cuda" and present["cuda"]:  # one for each process of a torchrun
+    if name == "cuda" and present["cuda"]:  # each process of a torchrun has its own
         return torch.device("cuda", _own_gpu())
     if not present[name]:
         allowed = ", ".join(["auto", *(device for device, ok in present.items() if ok)])
-        raise UserError(f"--device {name}: not on this machine, which has {allowed}")
+        raise UserError(f"--device {name}: not available on this machine; must be {allowed}")
     return torch.device(name)
 
 
 def _own_gpu() -> int:
     number, count = local_rank(), torch.cuda.device_count()
-    processes = os.environ.get("LOCAL_WORLD_SIZE", "")  # so that all of them notice
+    processes = os.environ.get("LOCAL_WORLD_SIZE", "")  # so that all of them raise this error
     processes = max(number + 1, int(processes) if processes.isdecimal() else 1)
     if processes > count:
         raise UserError(f"--device cuda: {processes} processes, but {count} GPUs on this machine")
@@ -42,10 +42,10 @@ def _own_gpu() -> int:
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """True where bfloat16 has arithmetic units of its own, so that it is faster, not emulated."""
+    """True if the hardware computes in bfloat16 itself, so that it is faster, not emulated."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type == "cpu":  # torch before 2.12 cannot tell, and stays with float32
+    if device.type == "cpu":  # torch before 2.12 cannot tell, so it uses float32
         capabilities = getattr(torch.cpu, "get_capabilities", dict)()
         return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     return False
@@ -55,21 +55,21 @@ DTYPES = {"bf16": torch.bfloat16, "tf32": torch.float32, "fp32": torch.float32}
 
 
 def arithmetic(device: torch.device, precision: str) -> str:
-    """What `--precision` comes to on this device: for auto bf16 where that is fast, else fp32."""
+    """Resolve `--precision` for this device: auto becomes bf16 if that is fast, else fp32."""
     if precision == "auto":
         return "bf16" if has_fast_bf16(device) else "fp32"
     return precision
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
-    """Autocast to bfloat16 where `arithmetic` says so."""
+    """Autocast to bfloat16 if `arithmetic` says so."""
     if arithmetic(device, precision) == "bf16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
 
 
 def check_compile(device: torch.device) -> None:
-    """Raises UserError where torch.compile cannot work here, for example without a compiler."""
+    """Raise UserError if torch.compile does not work here, for example without a compiler."""
     try:
         torch.compile(torch.neg)(torch.zeros(1, device=device))
     except Exception as error:  # of many kinds, depending on what is missing
@@ -78,5 +78,5 @@ def check_compile(device: torch.device) -> None:
 
 
 def sampling_batch(device: torch.device) -> int:
-    """How many images to draw at a time: a CPU's caches hold few, and a GPU idles over few."""
+    """How many images to draw at a time: few fit in a CPU's caches, and a GPU needs many."""
     return 250 if device.type == "cpu" else 1000

@@ -1,7 +1,7 @@
-"""Several processes that work as one, as `torchrun` starts them. Alone, all of this does nothing.
+"""Several processes that work as one, started by `torchrun`. A single process needs none of it.
 
 Every process draws the same random numbers for the whole batch and works on its part of it, so the
-result does not depend on how many there are, and checkpoints move between any numbers of them.
+result does not depend on the number of processes, which may change when a run is resumed.
 """
 
 import contextlib
@@ -19,20 +19,20 @@ from torch.distributed.rendezvous import rendezvous
 from config import UserError
 
 PATIENCE = datetime.timedelta(hours=2)  # for process 0, which scores while the others wait
-ARRIVAL = datetime.timedelta(minutes=10)  # of the last process after the first
-NUMBERS = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_PORT": 0}  # alone
+ARRIVAL = datetime.timedelta(minutes=10)  # for the last process to arrive after the first
+NUMBERS = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_PORT": 0}  # for one process
 
 
 def _environment() -> dict[str, int]:
-    """What `torchrun` says of this process. Raises UserError where only a part is said.
+    """The variables that `torchrun` sets. Raises UserError if only some of them are set.
 
-    Schedulers, notebooks and what was exported in a shell leave such parts behind.
+    Schedulers, notebooks and exports in a shell can leave some behind.
     """
     numbers = {}
     for name, alone in NUMBERS.items():
         value = os.environ.get(name) or str(alone)
         if not value.isdecimal():
-            raise UserError(f"environment: {name}={value}: must be a number, or not be set")
+            raise UserError(f"environment: {name}={value}: must be a number or unset")
         numbers[name] = int(value)
     if (numbers["RANK"], numbers["WORLD_SIZE"]) != (0, 1):
         names = (*NUMBERS, "MASTER_ADDR")
@@ -40,8 +40,8 @@ def _environment() -> dict[str, int]:
         missing = ", ".join(name for name in names if not os.environ.get(name))
         if missing:
             raise UserError(
-                f"environment: {given} without {missing}: start several processes by torchrun; for"
-                " one, unset these"
+                f"environment: {given} without {missing}: start several processes with torchrun; to"
+                " run one, unset these"
             )
         if not numbers["RANK"] < numbers["WORLD_SIZE"]:
             raise UserError(f"environment: {given}: RANK must be below WORLD_SIZE")
@@ -49,7 +49,7 @@ def _environment() -> dict[str, int]:
 
 
 def local_rank() -> int:
-    """The number of this process on its machine, from 0. May raise UserError, as `joined`."""
+    """The number of this process on its machine, from 0. May raise UserError, like `joined`."""
     return _environment()["LOCAL_RANK"]
 
 
@@ -57,8 +57,8 @@ def local_rank() -> int:
 def joined(device: torch.device) -> Iterator[None]:
     """Work together with the other processes of this `torchrun`, if there are any.
 
-    Where one of them fails all do, and the first of them says why. Raises UserError where the
-    others cannot be found.
+    If one of them fails, all do, and the first to fail says why. Raises UserError if the others
+    cannot be found.
     """
     with contextlib.nullcontext() if _environment()["WORLD_SIZE"] == 1 else group(device):
         yield
@@ -66,8 +66,8 @@ def joined(device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def group(device: torch.device) -> Iterator[None]:
-    """Work together with the processes that the environment names, be it this one alone."""
-    import torch._dynamo  # noqa: F401  imported later, it would hold the group for good
+    """Work together with the processes that the environment names, even if this is the only one."""
+    import torch._dynamo  # noqa: F401  if imported later, it would keep the group alive
 
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -75,18 +75,18 @@ def group(device: torch.device) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not _is_first_to_fail(store):  # what fails here is the talk with who has failed before
+        if not _is_first_to_fail(store):  # this is the lost connection to one that failed before
             raise SystemExit(2) from None
         if isinstance(error, UserError):
             error.speaks = True
         raise
     finally:
-        gc.collect()  # so that nothing holds the group: its threads must end before Python does
+        gc.collect()  # drop references to the group: its threads must end before Python does
         dist.destroy_process_group()
 
 
 def _join(backend: str) -> dist.Store:
-    """Find the other processes; the dictionary that they share."""
+    """Find the other processes; returns the key-value store that they share."""
     try:
         store, number, count = next(rendezvous("env://", timeout=ARRIVAL))
         store.set_timeout(PATIENCE)
@@ -96,20 +96,20 @@ def _join(backend: str) -> dist.Store:
     except (RuntimeError, ValueError) as error:
         address = ":".join(os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT"))
         reason = str(error).split("\n")[0][:200]
-        raise UserError(f"the other processes do not meet at {address}: {reason}") from None
+        raise UserError(f"cannot reach the other processes at {address}: {reason}") from None
     return store
 
 
 def _is_first_to_fail(store: dist.Store) -> bool:
     try:
         return store.add("failed", 1) == 1
-    except RuntimeError:  # the process that kept it has ended
+    except RuntimeError:  # the process that hosts the store has ended
         return False
 
 
 @contextlib.contextmanager
 def first_goes_ahead() -> Iterator[None]:
-    """On each machine the first process does this, then the others: it may have to download."""
+    """On each machine, run this in the first process, which may download, then in the others."""
     waits = size() > 1 and local_rank() > 0
     if waits:
         total(0)
@@ -119,7 +119,7 @@ def first_goes_ahead() -> Iterator[None]:
 
 
 def rank() -> int:
-    """The number of this process, from 0."""
+    """The number of this process, counted from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
@@ -129,7 +129,7 @@ def size() -> int:
 
 
 def is_first() -> bool:
-    """True for the one process that writes files and talks."""
+    """True for the one process that writes files and prints."""
     return rank() == 0
 
 
@@ -140,7 +140,7 @@ def part(length: int) -> slice:
 
 
 def of_first(value: Any) -> Any:
-    """What the first process has for `value`; a plain Python object."""
+    """The `value` of the first process, a plain Python object."""
     box = [value]
     if dist.is_initialized():
         dist.broadcast_object_list(box)
@@ -148,7 +148,7 @@ def of_first(value: Any) -> Any:
 
 
 def largest(*numbers: float) -> list[float]:
-    """Of each number, the largest that a process has."""
+    """The maximum over the processes, of each number."""
     values = torch.tensor(numbers, dtype=torch.float64)
     if dist.is_initialized():
         dist.all_reduce(values, dist.ReduceOp.MAX)
@@ -161,12 +161,12 @@ def total(number: float) -> float:
 
 
 def mean(values: Tensor) -> Tensor:
-    """The mean over the processes, of a tensor that each of them has."""
+    """The mean over the processes."""
     return _sum(values) / size()
 
 
 def average(tensors: list[Tensor]) -> None:
-    """Replace tensors of one kind by their means over the processes, in one message."""
+    """Replace tensors of one dtype with their means over the processes, in one message."""
     if dist.is_initialized():
         means = mean(torch.cat([tensor.flatten() for tensor in tensors]))
         parts = means.split([tensor.numel() for tensor in tensors])
@@ -181,7 +181,7 @@ def _sum(values: Tensor) -> Tensor:
 
 
 def interleave(own: list[Tensor]) -> list[Tensor]:
-    """Everybody's tensors, where process r of R has those numbered r, r + R, r + 2R, ..."""
+    """The tensors of all processes, where process r of R has numbers r, r + R, r + 2R, ..."""
     if not dist.is_initialized():
         return own
     lists: list[list[Tensor]] = [[] for _ in range(size())]

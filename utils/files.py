@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, and names checked before the work that is to fill them."""
+"""Files: written whole or not at all, with names that are checked before the work starts."""
 
 import contextlib
 import errno
@@ -11,10 +11,10 @@ from config import UserError
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` in one step: a reader, or a crash, finds the old file or the new.
+    """Replace `path` with `data` in one step: a reader, or a crash, sees the old file or the new.
 
-    Of a link, the file it leads to is replaced. A device or a pipe is written to, and stays.
-    Raises UserError when the disk is full, the folder cannot be written, or the file is read-only.
+    If `path` is a link, its target is replaced. A device or a pipe is written to, not replaced.
+    Raises UserError if the disk is full, the folder cannot be written, or the file is read-only.
     """
     path = Path(path)
     try:
@@ -31,8 +31,8 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def _replace(target: Path, data: bytes, mode: int | None) -> None:
-    # a name of its own, since others may write the same file; short, since that of the file may be
-    # as long as names can get
+    # a unique name, since others may write the same file; a short one, since the file's own name
+    # may be as long as names can get
     temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "xb") as file:
@@ -51,7 +51,7 @@ def _replace(target: Path, data: bytes, mode: int | None) -> None:
 
 
 def _sync(number: int) -> None:
-    """fsync, where the file system knows what that is."""
+    """fsync, if the file system supports it."""
     try:
         os.fsync(number)
     except OSError as error:
@@ -60,9 +60,9 @@ def _sync(number: int) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """The renaming itself should survive a power cut, where folders can be opened and synced.
+    """Make the rename survive a power cut, where folders can be opened and synced.
 
-    They cannot on Windows, CIFS and some FUSE mounts; the file is in its place all the same.
+    They cannot on Windows, CIFS and some FUSE mounts; the file is in place all the same.
     """
     with contextlib.suppress(OSError):
         number = os.open(folder, os.O_RDONLY)
@@ -73,7 +73,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _is_stream(path: Path) -> bool:
-    """True for what must be written to and never replaced: devices, pipes, open files by number."""
+    """True for what must be written to, never replaced: devices, pipes, open file descriptors."""
     try:
         kind = os.stat(path).st_mode
     except OSError:
@@ -83,9 +83,9 @@ def _is_stream(path: Path) -> bool:
 
 
 def _mode(target: Path) -> int | None:
-    """The permissions of a file that is to be replaced, None where there is no file.
+    """The permissions of a file that will be replaced, or None if there is no file.
 
-    Raises OSError when it is a folder or read-only: renaming would not mind, nor would root.
+    Raises OSError if it is a folder or read-only, which would not stop a rename, or root.
     """
     try:
         mode = os.stat(target).st_mode
@@ -112,37 +112,37 @@ def writable_folder(path: Path) -> Path:
 
 
 def check_filled(value: str | None, flag: str) -> None:
-    """A flag may be left out, not left empty. Raises UserError."""
+    """Raise UserError if a flag has an empty value. It may be left out."""
     if value is not None and not value.strip():
         raise UserError(f'{flag} "": must not be empty')
 
 
 def check_ending(path: str, flag: str, allowed: tuple[str, ...]) -> None:
-    """The name must say what is written, as `s.jpg` does not of a PNG. Raises UserError.
+    """Raise UserError if the name does not match what is written, as `s.jpg` for a PNG.
 
-    allowed: endings like ".png", in small letters. A device or a pipe may have any name.
+    allowed: endings like ".png", in lower case. A device or a pipe may have any name.
     """
     if Path(path).suffix.lower() not in allowed and not _is_stream(Path(path)):
         raise UserError(f"{flag} {path}: must end in {' or '.join(allowed)}")
 
 
 def check_different(paths: dict[str, str]) -> None:
-    """Two of the files that flags name must not be one. Raises UserError.
+    """Raise UserError if two flags name the same file.
 
-    paths: by flag, without its dashes. A device or a pipe takes whatever comes.
+    paths: by flag, without its dashes. Several flags may name the same device or pipe.
     """
     taken: dict[str, str] = {}
     for flag, path in paths.items():
         other = taken.setdefault(os.path.realpath(path), flag)
         if other != flag and not _is_stream(Path(path)):
-            raise UserError(f"--{flag} {path}: --{other} is written there")
+            raise UserError(f"--{flag} {path}: --{other} writes to the same file")
 
 
 def check_output(path: str, flag: str, allowed: tuple[str, ...]) -> Path:
-    """Make sure, before hours of work, that its result can be written to `path`.
+    """Make sure, before hours of work, that the result can be written to `path`.
 
-    Creates its folder. Raises UserError where the name is empty or has another ending than those
-    `allowed`, or where the file cannot be written.
+    Creates its folder. Raises UserError if the name is empty or its ending is not one of `allowed`,
+    or if the file cannot be written.
     """
     check_filled(path, flag)
     check_ending(path, flag, allowed)

@@ -1,6 +1,6 @@
-"""Work recorded once as a CUDA graph and then replayed: one launch in place of hundreds.
+"""Work recorded once as a CUDA graph and then replayed: one launch instead of hundreds.
 
-The kernels of a small network take less time than launching them one by one from Python does.
+Launching the kernels of a small network one by one from Python takes longer than running them.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,15 +16,15 @@ class Graphed:
     """A function of tensors that is recorded at its first call with each set of shapes.
 
     The function must not read a value from the device (`item`, `if`), must draw its random numbers
-    from `generators`, and must find what else it reads at the same addresses every time. What it
-    returns is overwritten by the next call with the same shapes. Anywhere but on CUDA, a call is a
-    plain call of the function. If that is a network, its forward hooks see every call.
+    from `generators`, and must find everything else it reads at the same addresses every time. The
+    next call with the same shapes overwrites what it returned. On devices other than CUDA, it is
+    simply called. If it is a network, its forward hooks see every call.
 
     Args:
         function: takes tensors and Nones, returns a tensor or a tuple of them.
-        generators: of random numbers on the device; a recording leaves them as they were.
-        rehearse: what to run before a recording in place of the function, if that would leave
-            traces; by default the function itself.
+        generators: random generators on the device; a recording leaves them as they were.
+        rehearse: what to run before a recording instead of the function, if the function has side
+            effects; by default the function itself.
     """
 
     def __init__(
@@ -54,12 +54,12 @@ class Graphed:
         return outputs
 
     def __getattr__(self, name: str) -> Any:
-        """In all else it is the function, which may be a network."""
+        """In all other respects it is the function, which may be a network."""
         return getattr(self.function, name)
 
     def _record(self, inputs: Sequence[Tensor | None]) -> tuple:
         cached = torch.is_autocast_cache_enabled()
-        torch.set_autocast_cache_enabled(False)  # what it holds may end before the graph does
+        torch.set_autocast_cache_enabled(False)  # what is cached may be freed before the graph
         try:
             return self._record_uncached(inputs)
         finally:
@@ -84,9 +84,9 @@ class Graphed:
 
 
 def in_parallel(jobs: Sequence[Callable[[], object]], device: torch.device) -> None:
-    """Run jobs that need nothing of each other; on CUDA each on a stream of its own.
+    """Run jobs that do not depend on each other; on CUDA, each on its own stream.
 
-    In a recording they become branches of the graph, which the GPU runs side by side.
+    In a recording they become branches of the graph, which the GPU runs in parallel.
     """
     if device.type != "cuda":
         for job in jobs:

@@ -1,4 +1,4 @@
-"""Are images of the right size, and what they seem to be?"""
+"""Check that images have the right size, and look for signs that something is wrong."""
 
 import numpy as np
 import torch
@@ -6,13 +6,13 @@ from torch import Tensor
 
 from config import UserError
 
-SOME = 0.05  # the share of images from which on a suspicion is worth a line
+SOME = 0.05  # share of images above which a suspicion is reported
 
 
 def check_shape(images: Tensor, wanted: tuple[int, ...], name: str, like: str = "") -> None:
-    """Raise UserError unless `images` (N, C, H, W) are `wanted` (C, H, W), with a hint how to mend.
+    """Raise UserError, with a hint at a fix, unless `images` (N, C, H, W) are `wanted` (C, H, W).
 
-    name: what they are, like "--images a.npz". like: what else is of the wanted size.
+    name: what the images are, like "--images a.npz". like: something that has the wanted size.
     """
     have = tuple(images.shape[1:])
     if have == tuple(wanted):
@@ -20,11 +20,11 @@ def check_shape(images: Tensor, wanted: tuple[int, ...], name: str, like: str = 
     sizes = [" x ".join(map(str, size)) for size in (have, wanted)]
     like = f" as in {like}" if like else ""
     hint = _hint(images, tuple(wanted))
-    raise UserError(f"{name}: holds images of {sizes[0]}, must be {sizes[1]}{like}{hint}")
+    raise UserError(f"{name}: contains images of {sizes[0]}, must be {sizes[1]}{like}{hint}")
 
 
 def _hint(images: Tensor, wanted: tuple[int, ...]) -> str:
-    """How images of another size could become `wanted`, or ''."""
+    """How to convert images of another size to `wanted`, or ''."""
     channels, height, width = images.shape[1:]
     if channels != wanted[0]:
         return "; they are in colour: convert them to grey" if channels == 3 else ""
@@ -37,15 +37,15 @@ def _hint(images: Tensor, wanted: tuple[int, ...]) -> str:
             words = f"{rows:g} pixels" if rows == columns else f"{rows:g} rows, {columns:g} columns"
             return f"; their border is empty: crop {words} on each side"
     if height * width == wanted[1] * wanted[2]:
-        return "; that is as many pixels: reshape them if they are the same"
+        return "; the number of pixels is the same: reshape them if they are the same images"
     return ""
 
 
 def suspicions(images: Tensor) -> list[str]:
-    """What makes grey images (N, 1, H, W) uint8 unlikely to be digits as MNIST has them.
+    """Reasons to doubt that grey images (N, 1, H, W) uint8 are digits like MNIST's.
 
-    A line each, of what pixels alone can tell: a white background, a range that is not used, two
-    grey levels, empty images, copies. Whether digits are mirrored or turned, they do not tell.
+    One line for each problem that the pixels alone reveal: a white background, an unused range,
+    only two grey levels, empty images, copies. Mirrored or rotated digits are not detected.
     """
     found, count = [], len(images)
     edges = [images[..., 0, :], images[..., -1, :], images[..., :, 0], images[..., :, -1]]

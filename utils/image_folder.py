@@ -8,7 +8,7 @@ from torch import Tensor
 from config import UserError
 from utils.images import holds_images, read_images, tell
 
-HELD_OUT = 0.1  # share of the images that is the test set, where no folder is
+HELD_OUT = 0.1  # share of the images that become the test set if there is no test folder
 HOLD_OUT_SEED = 0
 SIDE_MULTIPLE, LARGEST_SIDE = 4, 64  # pixels
 
@@ -16,15 +16,15 @@ SIDE_MULTIPLE, LARGEST_SIDE = 4, 64  # pixels
 def load_image_folder(
     data_dir: str, split: str, test_dir: str | None
 ) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-    """Images (N, C, H, W) uint8, labels (N,) int64, and the names of the classes.
+    """Load images (N, C, H, W) uint8, labels (N,) int64, and class names.
 
-    Each subfolder with images is a class, in the order of their names; a folder without such
-    subfolders has no classes, and its labels are 0. "test" is `test_dir`, or else a tenth of the
-    images, drawn at random by a fixed seed; "train" is the rest, in random order.
-    Raises UserError where the images are missing, or not all of one size and colour, with sides
-    that are multiples of 4 and at most 64.
+    Each subfolder with images is a class, ordered by name. A folder without such subfolders has no
+    classes, and its labels are 0. "test" is `test_dir`, or else a tenth of the images, drawn at
+    random with a fixed seed. "train" is the rest, in random order.
+    Raises UserError if images are missing or differ in size, if a side is not a multiple of 4 or
+    exceeds 64, or if `test_dir` differs in size, colour or classes.
     """
-    if test_dir and not Path(test_dir).is_dir():  # told before the training, not after it
+    if test_dir and not Path(test_dir).is_dir():  # report it before training, not after
         raise UserError(f"--test_dir {test_dir}: no such folder")
     images, labels, names = _read(Path(data_dir), "--data_dir")
     _check_size(images, data_dir)
@@ -37,7 +37,7 @@ def load_image_folder(
         test_images, test_labels, test_names = _read(Path(test_dir), "--test_dir")
         if test_names != names or test_images.shape[1:] != images.shape[1:]:
             raise UserError(
-                f"--test_dir {test_dir}: {_describe(test_images, test_names)}, must be"
+                f"--test_dir {test_dir}: contains {_describe(test_images, test_names)}, must be"
                 f" {_describe(images, names)} as in --data_dir {data_dir}"
             )
         return test_images, test_labels, names
@@ -46,7 +46,7 @@ def load_image_folder(
 
 
 def _read(folder: Path, flag: str) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-    """All images of a folder, by class. Grey ones become RGB where others are in colour."""
+    """Read all images of a folder, by class. Grey images become RGB if others are in colour."""
     if not folder.is_dir():
         raise UserError(f"{flag} {folder}: no such folder")
     classes = [path for path in sorted(folder.iterdir()) if path.is_dir() and holds_images(path)]
@@ -55,15 +55,15 @@ def _read(folder: Path, flag: str) -> tuple[Tensor, Tensor, tuple[str, ...]]:
         return images, torch.zeros(len(images), dtype=torch.long), ()
     if holds_images(folder, below=False):
         raise UserError(
-            f"{flag} {folder}: holds images beside the subfolders {classes[0].name}, ...: move them"
-            " into a subfolder, one for each class"
+            f"{flag} {folder}: contains images beside the subfolders {classes[0].name}, ...: move"
+            " them into subfolders, one per class"
         )
     sets = [_load(path, flag) for path in classes]
     for path, images in zip(classes, sets, strict=True):
         if images.shape[2:] != sets[0].shape[2:]:
             raise UserError(
-                f"{flag} {folder}: {path.name} holds {_size(images)},"
-                f" {classes[0].name} holds {_size(sets[0])}"
+                f"{flag} {folder}: {path.name} contains {_size(images)},"
+                f" {classes[0].name} contains {_size(sets[0])}"
             )
     channels = max(images.shape[1] for images in sets)
     counts = torch.tensor([len(images) for images in sets])
@@ -90,6 +90,6 @@ def _describe(images: Tensor, names: tuple[str, ...]) -> str:
 def _check_size(images: Tensor, data_dir: str) -> None:
     if any(side % SIDE_MULTIPLE or side > LARGEST_SIDE for side in images.shape[2:]):
         raise UserError(
-            f"--data_dir {data_dir}: holds {_size(images)}; both sides must be multiples of"
+            f"--data_dir {data_dir}: contains {_size(images)}; both sides must be multiples of"
             f" {SIDE_MULTIPLE} and at most {LARGEST_SIDE}"
         )

@@ -1,7 +1,7 @@
-"""Images of others: folders of pictures, single pictures, .npz and .npy, read rightly or refused.
+"""Read a user's images: folders of pictures, single pictures, .npz and .npy files.
 
-Everything comes out as uint8 (N, C, H, W). What is in a file decides how it is read, not what the
-file is called; what can be understood in two ways is refused, in a line that says what it is.
+All images are returned as uint8 (N, C, H, W). A file's content decides how it is read, not its
+name. A file that could be read in two ways is refused, with an error line that describes it.
 """
 
 import io
@@ -32,27 +32,27 @@ from utils.arrays import (
     without_equal_channels,
 )
 
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF")  # pictures whose pixels Pillow reads as they are
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF")  # formats whose pixels Pillow reads unchanged
 ENDINGS = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff")
-MOST_PICTURE = 2**24  # pixels of one picture
-MOST_FILE = 2**28  # bytes of one picture's file
+MOST_PICTURE = 2**24  # pixels in one picture
+MOST_FILE = 2**28  # bytes in the file of one picture
 
-PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*")  # how their files begin
+PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*")  # first bytes of their files
 ORIENTATION, BITS_PER_SAMPLE = 0x0112, 258  # tags of EXIF and TIFF
 
 SYSTEM = {"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin"}
-SIGNATURES = {  # how files begin that are often given in place of images
+SIGNATURES = {  # first bytes of files that users often pass instead of images
     b"\x1f\x8b": "is compressed by gzip (unpack it first)",
     b"BZh": "is compressed by bzip2 (unpack it first)",
     b"\xfd7zXZ": "is compressed by xz (unpack it first)",
     b"\x28\xb5\x2f\xfd": "is compressed by zstd (unpack it first)",
     b"7z\xbc\xaf": "is a 7z archive (unpack it first)",
     b"Rar!": "is a RAR archive (unpack it first)",
-    b"\0\0\x08": "is an IDX file, as MNIST's own are",
+    b"\0\0\x08": "is an IDX file, like MNIST's own",
     b"\x89HDF": "is an HDF5 file",
     b"PAR1": "is a Parquet file",
     b"GIF8": "is a GIF",
-    b"RIFF": "is a WebP picture, a film or a sound",
+    b"RIFF": "is a WebP picture, a video or an audio file",
     b"%PDF": "is a PDF",
     b"\x80": "is a Python pickle or an old PyTorch file",
 }
@@ -60,11 +60,11 @@ SIGNATURES = {  # how files begin that are often given in place of images
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images as they were read.
+    """The images that were read.
 
-    images: uint8 (N, C, H, W); C is 1, also of grey pictures that were stored as RGB, or 3.
+    images: uint8 (N, C, H, W); C is 1 or 3; grey pictures stored as RGB have 1.
     labels: (N,) int64, the array `labels` of a .npz, or None.
-    notes: a line each on what was left out or had to be guessed, to be shown on stderr.
+    notes: lines on what was left out or had to be guessed, to be printed to stderr.
     """
 
     images: Tensor
@@ -73,16 +73,16 @@ class ImageSet:
 
 
 def load_images(path: Path, flag: str, at_least: int = 2) -> Tensor:
-    """The images alone of `read_images`."""
+    """Only the images of `read_images`."""
     return read_images(path, flag, at_least).images
 
 
 def read_images(path: Path, flag: str, at_least: int = 2) -> ImageSet:
-    """At least `at_least` images of one size, from a folder, a picture, a .npz or a .npy.
+    """Read at least `at_least` images of one size from a folder, a picture, a .npz or a .npy.
 
-    A folder is read with all below it, by the endings of pictures in any case, in the natural
-    order of the paths below it (2.png before 10.png). Hidden files, and links to folders, are left
-    out. Of arrays see `utils.arrays`. Raises UserError, naming `flag`.
+    A folder is searched recursively for files with a picture's extension, in upper or lower case,
+    and read in the natural order of the relative paths (2.png before 10.png). Hidden files and
+    links to folders are left out. For arrays, see `utils.arrays`. Raises UserError, naming `flag`.
     """
     path = Path(path)
     try:
@@ -92,7 +92,7 @@ def read_images(path: Path, flag: str, at_least: int = 2) -> ImageSet:
             images, labels, notes = _read(path)
         if len(images) < at_least:
             number = f"{len(images)} image{'s' * (len(images) > 1)}"
-            raise Refused(f"holds {number}, must be at least {at_least}")
+            raise Refused(f"contains {number}, must be at least {at_least}")
     except Refused as reason:
         raise UserError(f"{flag} {path}: {reason}") from None
     except zipfile.BadZipFile:
@@ -112,25 +112,25 @@ def read_images(path: Path, flag: str, at_least: int = 2) -> ImageSet:
 
 
 def holds_images(folder: Path, below: bool = True) -> bool:
-    """True where `read_images` would find pictures in a folder, or `below` it."""
+    """True if `read_images` would find pictures in a folder, or below it if `below`."""
     pictures, _ = _list_pictures(folder)
     return any(below or "/" not in path for path in pictures)
 
 
 def tell(notes: Iterable[str]) -> None:
-    """Notes to a person, a line each on stderr."""
+    """Print notes to stderr, one per line."""
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
 
 
 def _fit(labels: np.ndarray, count: int) -> bool:
-    """True for a class, a whole number from 0 up, for each image."""
+    """True if there is one class per image, an integer of at least 0."""
     whole = labels.dtype.kind in "iu" and labels.shape == (count,)
     return whole and labels.min() >= 0 and labels.max() < 2**31
 
 
 def _read(path: Path) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
-    """uint8 (N, C, H, W), labels as they are in the file, notes."""
+    """Return uint8 (N, C, H, W), the labels as stored in the file, and notes."""
     if path.is_dir():
         images, notes = _read_folder(path)
         return images, None, notes
@@ -155,7 +155,7 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
 
 
 def _what_file(head: bytes) -> str:
-    """What a file is that begins with `head`, in words that follow its name."""
+    """Describe a file that begins with `head`, in words that follow its name."""
     if not head:
         return "is empty"
     for signature, words in SIGNATURES.items():
@@ -163,15 +163,15 @@ def _what_file(head: bytes) -> str:
             return words
     if all(byte >= 32 or byte in b"\t\r\n\f" for byte in head):
         return "is a text file"
-    return "is of an unknown kind"
+    return "is of an unknown type"
 
 
 def _read_folder(folder: Path) -> tuple[np.ndarray, list[str]]:
-    """uint8 (N, C, H, W) of all pictures in a folder and below, and notes."""
+    """Return all pictures in and below a folder as uint8 (N, C, H, W), and notes."""
     names, left_out = _list_pictures(folder)
     if not names:
         arrays = [name for name in left_out if name.lower().endswith((".npz", ".npy"))]
-        hint = f"; of its arrays, name one: {folder / arrays[0]}" if arrays else ""
+        hint = f"; to read one of its arrays, name it: {folder / arrays[0]}" if arrays else ""
         raise Refused(f"is a folder without pictures (PNG, JPEG, BMP, TIFF){hint}")
     pictures, counts = [], Counter()
     for name in names:
@@ -185,14 +185,14 @@ def _read_folder(folder: Path) -> tuple[np.ndarray, list[str]]:
             sizes = [" x ".join(map(str, p.shape[1:])) for p in (picture, pictures[0])]
             raise Refused(f"{name} is {sizes[0]} pixels, {names[0]} is {sizes[1]}")
         if len(names) * picture.size > MOST_PIXELS:
-            raise Refused(f"holds {len(names)} pictures, too many for {MOST_PIXELS >> 20} MiB")
-    channels = max(len(picture) for picture in pictures)  # grey ones among colours are colours
+            raise Refused(f"contains {len(names)} pictures, too many for {MOST_PIXELS >> 20} MiB")
+    channels = max(len(picture) for picture in pictures)  # RGB if any picture is RGB
     images = np.empty((len(pictures), channels, *pictures[0].shape[1:]), np.uint8)
     for image, picture in zip(images, pictures, strict=True):
         image[:] = picture
     notes = [f"{count} of {len(names)} pictures: {note}" for note, count in counts.items()]
     if any("/" in name for name in names):
-        notes.append(f"read with its {len({Path(name).parent for name in names})} folders")
+        notes.append(f"read from {len({Path(name).parent for name in names})} folders")
     if left_out:
         shown = next((name for name in left_out if not _is_hidden(Path(name).name)), left_out[0])
         notes.append(f"read {len(names)} pictures, left out {len(left_out)} others, like {shown}")
@@ -200,7 +200,7 @@ def _read_folder(folder: Path) -> tuple[np.ndarray, list[str]]:
 
 
 def _list_pictures(folder: Path) -> tuple[list[str], list[str]]:
-    """Pictures, and what is left out: POSIX paths below `folder`, in natural order."""
+    """List pictures and all other files as POSIX paths below `folder`, in natural order."""
 
     def fail(error: OSError) -> None:
         raise error
@@ -218,12 +218,12 @@ def _list_pictures(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def _is_hidden(name: str) -> bool:
-    """True for what systems leave in folders, which nobody means."""
+    """True for hidden files, and for files that operating systems leave in folders."""
     return name.startswith(".") or name.lower() in SYSTEM
 
 
 def _natural(path: str) -> tuple:
-    """A sorting key: numbers in names by their value, all else by its characters."""
+    """Sorting key: compares numbers in names by value, everything else by character."""
     return [
         [int(piece) if k % 2 else piece for k, piece in enumerate(re.split("([0-9]+)", part))]
         for part in path.split("/")
@@ -231,9 +231,9 @@ def _natural(path: str) -> tuple:
 
 
 def _read_picture(file: Path) -> tuple[np.ndarray, list[str]]:
-    """uint8 (C, H, W) and notes. Raises Refused, in words that follow the file's name."""
+    """Return uint8 (C, H, W) and notes. Raises Refused, in words that follow the file's name."""
     try:
-        if not file.is_file():  # a pipe, or a link that leads nowhere
+        if not file.is_file():  # a pipe or a broken link
             raise Refused("is not a file")
         if file.stat().st_size > MOST_FILE:
             raise Refused(f"is a file of more than {MOST_FILE >> 20} MiB")
@@ -241,7 +241,7 @@ def _read_picture(file: Path) -> tuple[np.ndarray, list[str]]:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > MOST_PICTURE:
                 raise Refused(f"is too large, {image.width} x {image.height} pixels")
-            image.verify()  # the checksums of a PNG, which reading its pixels does not look at
+            image.verify()  # a PNG's checksums, which are not checked when its pixels are read
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return _pixels(image, data)
     except Refused:
@@ -258,36 +258,36 @@ def _read_picture(file: Path) -> tuple[np.ndarray, list[str]]:
 
 
 def _pixels(image: Image.Image, data: bytes) -> tuple[np.ndarray, list[str]]:
-    """What `_read_picture` returns, of an open picture and its file's bytes."""
+    """Do the same as `_read_picture`, for an open picture and its file's bytes."""
     notes, mode, bits = [], image.mode, _bits(image, data)
     if getattr(image, "n_frames", 1) > 1:
-        raise Refused(f"holds {image.n_frames} pictures, must be one")
+        raise Refused(f"contains {image.n_frames} pictures, must be one")
     if image.format == "JPEG":
-        notes.append("JPEG, whose losses a score counts too")
+        notes.append("JPEG, whose compression also affects scores")
     if image.getexif().get(ORIENTATION, 1) != 1:
         image = ImageOps.exif_transpose(image)
-        notes.append("turned as its EXIF data says")
+        notes.append("reoriented according to its EXIF data")
     if mode.startswith("I;16") or (mode == "I" and image.format == "PNG"):
         array = np.asarray(image)
         convert, note = eight_bits(array)
         return convert(array).astype(np.uint8)[None], [*notes, note]
     if mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA"):
         raise Refused(f"has pixels of kind {mode}, must be grey or RGB")
-    if bits > 8:  # Pillow would drop the lower ones
-        raise Refused("has 16 bits a channel, must be 8")
+    if bits > 8:  # Pillow would drop the lower bits
+        raise Refused("has 16 bits per channel, must be 8")
     if mode.endswith("A") or "transparency" in image.info:
         image = image.convert("RGBA")
         if image.getchannel("A").getextrema()[0] < 255:
-            raise Refused("has transparent pixels, must have a background")
+            raise Refused("has transparent pixels, must be opaque")
     array = np.asarray(image.convert("L" if mode in ("1", "L") else "RGB"))
     array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
     return without_equal_channels(array[None])[0], notes
 
 
 def _bits(image: Image.Image, data: bytes) -> int:
-    """Bits a channel in the file; Pillow's modes do not tell."""
+    """Bits per channel in the file, which Pillow's modes do not show."""
     if image.format == "PNG":
-        return data[24]  # of its first chunk
+        return data[24]  # in its first chunk
     if image.format == "TIFF":
         return max(np.ravel(image.tag_v2.get(BITS_PER_SAMPLE, 8)))
     return 8

@@ -1,6 +1,6 @@
-"""`python -m utils.notebook`: make docs/guide.ipynb of docs/GUIDE.md, and the pictures of both.
+"""`python -m utils.notebook`: make docs/guide.ipynb from docs/GUIDE.md, and their pictures.
 
-The text is kept once, in Markdown, whose Python blocks are the notebook's cells.
+The Markdown page is the only source. Its Python blocks are the notebook's code cells.
 """
 
 import json
@@ -23,7 +23,7 @@ def cells(markdown: str) -> list[tuple[str, str]]:
 
 
 def notebook(markdown: str) -> str:
-    """The same as a Jupyter notebook (nbformat 4.5), without outputs."""
+    """The page as a Jupyter notebook (nbformat 4.5), without outputs."""
     made = []
     for number, (kind, text) in enumerate(cells(markdown)):
         cell = {"cell_type": kind, "id": f"cell-{number}", "metadata": {}}
@@ -36,7 +36,7 @@ def notebook(markdown: str) -> str:
 
 
 def execute(markdown: str) -> dict:
-    """Run the code from top to bottom, as a notebook does; the names that it leaves."""
+    """Run the code from top to bottom, as a notebook does; return the names that it defines."""
     names: dict = {}
     for number, (kind, text) in enumerate(cells(markdown)):
         if kind == "code":
@@ -47,7 +47,7 @@ def execute(markdown: str) -> dict:
 def main() -> None:
     text = GUIDE.read_text()
     write_atomically(NOTEBOOK, notebook(text).encode())
-    os.chdir(GUIDE.parent)  # where a notebook runs
+    os.chdir(GUIDE.parent)  # the folder where a notebook runs
     execute(text)
 
 

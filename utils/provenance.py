@@ -1,4 +1,4 @@
-"""What made a result: the code, the versions, the hardware, the date and the command."""
+"""How a result was made: the code, the versions, the hardware, the date and the command."""
 
 import contextlib
 import datetime
@@ -22,11 +22,11 @@ PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pytorch_fid")
 
 
 def provenance(device: torch.device) -> dict[str, str | dict | None]:
-    """What another person needs to get the same figures, as plain values.
+    """What someone else needs to get the same figures, as plain values.
 
-    `commit` as of `commit()`, `source` (the hash of all of the project's code, which tells the code
-    where there is no git), `versions` of Python and the packages that were loaded, `hardware`,
-    `date` (ISO 8601, UTC) and `command`.
+    `commit` from `commit()`, `source` (the hash of all of the project's code, which identifies it
+    where there is no git), `versions` of Python and the loaded packages, `hardware`, `date` (ISO
+    8601, UTC) and `command`.
     """
     loaded = {name: sys.modules[name] for name in PACKAGES if name in sys.modules}
     versions = {name: str(module.__version__) for name, module in loaded.items()}
@@ -41,9 +41,9 @@ def provenance(device: torch.device) -> dict[str, str | dict | None]:
 
 
 def command() -> str:
-    """The command line that runs, as one can type it again in the project's folder.
+    """The current command line, as you can type it again in the project's folder.
 
-    A file in one of the rooms only runs by `python -m`, which leaves its path in argv.
+    A file in a subfolder only runs with `python -m`, which puts the file's path in argv.
     """
     script, *arguments = sys.argv
     with contextlib.suppress(ValueError):
@@ -55,12 +55,12 @@ def command() -> str:
 
 
 def commit() -> str | None:
-    """The commit of this code, with "+changes" where files that git tracks differ from it.
+    """The commit of this code, with "+changes" if files that git tracks differ from it.
 
-    Pages do not count, because no result depends on them. None where there is no git, or the code
-    is not a clone.
+    Documentation does not count, because no result depends on it. None if there is no git, or the
+    code is not a clone.
     """
-    # with the repository named, git neither takes an outer one for ours nor asks who owns it
+    # with the repository named, git neither mistakes an outer one for ours nor checks its owner
     git = ["git", "--no-optional-locks", f"--git-dir={ROOT / '.git'}", f"--work-tree={ROOT}"]
     tracked = ["status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs", ":!*.md"]
     answers = []
@@ -77,22 +77,22 @@ def commit() -> str | None:
 def source_hash(rooms: Sequence[str]) -> str:
     """The first 12 digits of SHA-256 of all `.py` files in `rooms`: files and folders of ROOT.
 
-    It changes with every letter and every name, so what is kept under it is of this code alone.
+    It changes with every letter and every name, so what is stored under it belongs to this code.
     """
     digest = hashlib.sha256()
     for room in rooms:
         place = ROOT / room
         for path in [place] if place.is_file() else sorted(place.rglob("*.py")):
-            text = path.read_text(encoding="utf-8")  # whatever ends the lines on this machine
+            text = path.read_text(encoding="utf-8")  # with any line endings
             name = path.relative_to(ROOT).as_posix()
             digest.update(f"{name} {len(text)}\n{text}".encode())
     return digest.hexdigest()[:12]
 
 
 def hardware(device: torch.device) -> dict[str, str | int | None]:
-    """What computes: the CPU, the cores this process may use and its threads, the GPU if any."""
+    """The hardware: the CPU, the cores this process may use and its threads, the GPU if any."""
     cpu = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):  # only Linux has it, and it says more
+    with contextlib.suppress(OSError):  # only Linux has it, and it is more precise
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         cpu = next((line.split(": ")[1] for line in lines if line.startswith("model name")), cpu)
     affinity = getattr(os, "sched_getaffinity", None)

@@ -1,9 +1,9 @@
-"""Random numbers: streams that never meet, and noise that is the same bits on every device.
+"""Random numbers: streams that never meet, and noise with the same bits on every device.
 
 The noise and the labels of images are counter-based: number n of a stream is a function of n, so
-that any part of it is drawn at once, alone, anywhere. The function is Philox4x64-10 (Salmon et al.
-2011, "Parallel random numbers: as easy as 1, 2, 3"). On a CPU it is numpy's, in C; on CUDA a kernel
-of ours, which gives the same words; other devices are sent what the CPU draws.
+any part of a stream can be drawn directly, by itself, on any device. The function is Philox4x64-10
+(Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"). The CPU uses numpy's, written
+in C. CUDA uses our own kernel, which gives the same words. Other devices get what the CPU draws.
 """
 
 import functools
@@ -18,7 +18,7 @@ from torch import Tensor
 
 
 class Stream(IntEnum):
-    """What random numbers are for. Those of two purposes have nothing in common."""
+    """What random numbers are for. Different purposes get unrelated numbers."""
 
     WEIGHTS = 0
     ORDER = 1
@@ -29,7 +29,7 @@ class Stream(IntEnum):
 
 
 # Word i of the stream that `words` describes. Every T is int64_t. A thread computes the four words
-# of a block and keeps one: to a GPU that is little, and the code stays short.
+# of a block and keeps one: on a GPU this costs little, and it keeps the code short.
 PHILOX = """
 template <typename T> T philox(T i, T step, T seed, T stream) {
     unsigned long long c[4] = {(unsigned long long)i / 4, (unsigned long long)step, 0, 0};
@@ -55,30 +55,30 @@ def cuda_philox():
 def words(stream: int, seed: int, first: int, count: int, *, step: int = 0, device="cpu") -> Tensor:
     """Words number first, first + 1, ... of a stream: (count,) int64, each of 64 random bits.
 
-    Philox maps a counter of four words to a block of four words, by a key of two. Words 4n to
-    4n + 3 are the block of the counter (n, step, 0, 0) under the key (seed, stream), both written
-    lowest word first. 0 <= seed < 2^63; no two seeds, streams, steps or n share counter and key.
+    Philox maps a counter of four words to a block of four words, using a key of two words. Words 4n
+    to 4n + 3 are the block for counter (n, step, 0, 0) and key (seed, stream), both written lowest
+    word first. 0 <= seed < 2^63; no two seeds, streams, steps or n share both counter and key.
     """
     device = torch.device(device)
     if device.type == "cuda":
         numbers = torch.arange(first, first + count, device=device)
         return cuda_philox()(numbers, step=step, seed=seed, stream=int(stream))
-    counter = ((step << 64) + first // 4 - 1) % 2**256  # numpy counts on before it draws
+    counter = ((step << 64) + first // 4 - 1) % 2**256  # numpy increments it before drawing
     philox = np.random.Philox(counter=counter, key=np.array([seed, stream], dtype=np.uint64))
     raw = philox.random_raw(first % 4 + count)[first % 4 :]
     return torch.from_numpy(raw.view(np.int64)).to(device)
 
 
-CHUNK = 2**14  # words: few enough for torch to use one thread, no waiting for others on a busy CPU
+CHUNK = 2**14  # words: few enough for torch to use one thread, so no thread waits on a busy CPU
 
 
 @functools.cache
 def quantile_lines(device: torch.device) -> tuple[Tensor, Tensor]:
     """Offsets and slopes (65536,) float32 of the lines that `normal` evaluates.
 
-    A line belongs to the float32 numbers f that share their first 16 bits: sign, exponent, seven
-    bits of the mantissa. It is the least-squares fit there of -ndtri(|f| / 2^32), with the sign of
-    f: it meets the curve at the two Gauss-Legendre points. It is 0 at |f| = 2^31; no f is larger.
+    Each line covers the float32 numbers f that share their first 16 bits: sign, exponent and seven
+    bits of the mantissa. It is the least-squares fit to -ndtri(|f| / 2^32) there, with the sign of
+    f: it meets the curve at the two Gauss-Legendre points. It is 0 at |f| = 2^31, the largest |f|.
     """
     index = np.arange(127 << 7, 158 << 7, dtype=np.int32)  # of 1 <= f < 2^31
     low, high = ((index + k << 16).view(np.float32).astype(np.float64) for k in (0, 1))
@@ -94,13 +94,13 @@ def quantile_lines(device: torch.device) -> tuple[Tensor, Tensor]:
 def normal(raw: Tensor) -> Tensor:
     """Words (N,) int64 -> standard normal (2N,) float32, on their device.
 
-    Each half of a word, the lower one first, is made an odd signed number w, and that the z with
-    the sign of w which |z| exceeds with probability |w| / 2^31. This quantile function is piecewise
-    linear, within 3e-6 of the true one up to the largest |z|, 6.23.
+    Each half of a word, the lower one first, becomes an odd signed number w. Its z has the sign of
+    w, and a normal number exceeds |z| in magnitude with probability |w| / 2^31. This quantile
+    function is piecewise linear, within 3e-6 of the true one up to the largest |z|, 6.23.
 
-    Logarithms and cosines are rounded differently by different devices. Here are only a conversion,
-    a product and a sum, which IEEE 754 defines to the bit, and each is an operation of its own, so
-    that none is fused with another.
+    Different devices round logarithms and cosines differently. This uses only a conversion, a
+    product and a sum, which IEEE 754 defines to the bit. Each is a separate operation, so that none
+    is fused with another.
     """
     if raw.is_cpu and len(raw) > CHUNK:
         return torch.cat([normal(part) for part in raw.split(CHUNK)])
@@ -111,24 +111,24 @@ def normal(raw: Tensor) -> Tensor:
 
 
 class ImageNoise:
-    """Standard normal noise of consecutive images, step after step.
+    """Standard normal noise for consecutive images, step by step.
 
-    A pixel's noise at a step depends on the seed, the number of the image, the step and the place
-    of the pixel alone: not on the device, the batch or the process.
+    A pixel's noise depends only on the seed, the number of the image, the step and the position of
+    the pixel, not on the device, the batch or the process.
 
     Attributes:
-        step: the step that the next call draws; may be set, to go there.
+        step: the step that the next call draws; set it to jump to another step.
     """
 
     def __init__(self, seed: int, numbers: range, shape: tuple[int, ...], device="cpu"):
-        """Of images `numbers`, a range of step 1, each of `shape`; 0 <= seed < 2^63."""
+        """For images `numbers`, a range of step 1, each of `shape`; 0 <= seed < 2^63."""
         self.seed, self.numbers, self.shape, self.device = seed, numbers, shape, device
         self.step = 0
 
     def __call__(self) -> Tensor:
-        """(len(numbers), *shape) float32, of the next step."""
+        """The noise of the next step, (len(numbers), *shape) float32."""
         size, count = math.prod(self.shape), len(self.numbers)
-        each = 4 * -(-size // 8)  # words of an image: whole blocks, of eight normals each
+        each = 4 * -(-size // 8)  # words per image: whole blocks, of eight normals each
         where = (self.numbers.start * each, count * each)
         raw = words(Stream.SAMPLES, self.seed, *where, step=self.step, device=self.device)
         self.step += 1
@@ -136,9 +136,9 @@ class ImageNoise:
 
 
 def draw_labels(seed: int, numbers: range, shares: Tensor) -> Tensor:
-    """Classes (len(numbers),) int64 of images `numbers` of a seed, drawn by `shares` (classes,).
+    """Classes (len(numbers),) int64 of images `numbers`, drawn with weights `shares` (classes,).
 
-    Label k of a seed is the same whatever the range. Shares are >= 0 and need not sum to 1.
+    Label k of a seed does not depend on the range. Shares are >= 0 and need not sum to 1.
     """
     bits = words(Stream.LABELS, seed, numbers.start, len(numbers)).numpy().view(np.uint64)
     uniform = (bits >> 11) * 2.0**-53
@@ -147,15 +147,15 @@ def draw_labels(seed: int, numbers: range, shares: Tensor) -> Tensor:
 
 
 def generator(stream: int, seed: int, *keys: int, device="cpu") -> torch.Generator:
-    """A generator for a seed and keys, whole numbers of any size and count.
+    """A generator for a seed and any number of keys, all integers of any size.
 
-    Others, be it by one key more, give unrelated streams: all are hashed to 256 bits. On a CPU it
-    goes on as numpy's MT19937 of these 256 bits does; elsewhere 64 of them are the seed.
+    Any change, even one more key, gives an unrelated stream: all are hashed to 256 bits. On a CPU
+    it continues like numpy's MT19937 seeded with these bits; elsewhere 64 of them are the seed.
     """
     name = repr((int(stream), int(seed), *map(int, keys))).encode()
     digest = int.from_bytes(hashlib.sha256(name).digest(), "little")
     made = torch.Generator(device).manual_seed(digest % 2**64)
-    if made.device.type == "cpu":  # its Mersenne Twister heeds 32 bits of a seed; numpy's, all
+    if made.device.type == "cpu":  # its Mersenne Twister uses 32 bits of a seed; numpy's uses all
         state = made.get_state()
         key = np.random.MT19937(digest).state["state"]["key"]
         state.view(torch.int64)[3:627] = torch.from_numpy(key.astype(np.int64))

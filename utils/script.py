@@ -1,4 +1,4 @@
-"""How a script ends: bad input in one line, and no work lost to a stream that cannot be written."""
+"""How a script ends: one line for bad input, and no work lost to output that cannot be written."""
 
 import errno
 import os
@@ -11,11 +11,11 @@ from config import UserError
 
 
 class _Output:
-    """stdout or stderr that never fails: what cannot be written is dropped.
+    """A stdout or stderr that never fails: what cannot be written is dropped.
 
-    A pipe whose reader has gone, a full disk, a terminal that hung up, or a stream that was closed
-    before the start (then it is None) must not cost the work that a script does beside talking.
-    After a failure everything goes to nowhere. What the encoding lacks is written like \\xb1.
+    A pipe whose reader is gone, a full disk, a terminal that hung up, or a stream that was closed
+    before the start (then it is None) must not cost a script its work. After a failure, all further
+    output is dropped. Characters that the encoding lacks are escaped, like \\xb1.
     """
 
     def __init__(self, stream: Any):
@@ -42,14 +42,14 @@ class _Output:
 
     def _give_up(self, error: Exception) -> None:
         self.stream = open(os.devnull, "w")
-        expected = getattr(error, "errno", None) in (errno.EPIPE, errno.EIO)  # the reader has gone
+        expected = getattr(error, "errno", None) in (errno.EPIPE, errno.EIO)  # the reader is gone
         if not expected and self is not sys.stderr:
-            print(f"stdout: {error}; nothing more is written there", file=sys.stderr)
+            print(f"stdout: {error}; all further output is dropped", file=sys.stderr)
 
 
 def _secure_output() -> None:
-    """From now on nothing that happens to stdout or stderr can raise."""
-    for number in range(3):  # of a closed one, a checkpoint would get the number, and the prints
+    """From now on, no failure of stdout or stderr raises an error."""
+    for number in range(3):  # a checkpoint could take a closed one's number and get the prints
         try:
             os.fstat(number)
         except OSError:
@@ -60,15 +60,15 @@ def _secure_output() -> None:
 
 
 def _is_one_of_many() -> bool:
-    """True for all but the first of the processes that `torchrun` has started on a machine."""
+    """True for all but the first of the processes that `torchrun` started on a machine."""
     return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("LOCAL_RANK", "0") != "0"
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Call a script's `main`; bad input ends in one line on stderr and exit status 2.
+    """Call a script's `main`; bad input gives one line on stderr and exit status 2.
 
-    The exit status tells of the work alone: it stays 0 where only the output could not be written,
-    as in `python generate.py | head -1`.
+    The exit status reflects only the work: it stays 0 if just the output could not be written, as
+    in `python generate.py | head -1`.
     """
     _secure_output()
     try:

@@ -17,17 +17,17 @@ from torch import Tensor
 
 from utils.random import Stream, generator
 
-# DejaVu Sans Mono is left out: at 28 pixels the mark inside its zero makes an 8 of it.
+# DejaVu Sans Mono is left out: at 28 pixels the mark inside its zero makes it look like an 8.
 FONTS = (
     *("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique"),
     *("DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "DejaVuSerif-BoldItalic"),
     *("STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta"),
     *("cmb10", "cmr10", "cmss10", "cmti10", "cmtt10"),
 )
-SIZE = 28  # pixels a side, as in MNIST
-BOX = 20  # pixels: the longer side of a glyph before the random map, as in MNIST
-DENSITY = 4  # samples of a distance field per pixel, each way
-CHUNK = 2000  # images drawn at once, 100 MB of distance fields
+SIZE = 28  # pixels per side, as in MNIST
+BOX = 20  # pixels: the longer side of a glyph before the random transform, as in MNIST
+DENSITY = 4  # samples of a distance field per pixel, along each axis
+CHUNK = 2000  # images drawn at once, with 100 MB of distance fields
 
 
 def _glyph_distance(font: str, digit: int) -> np.ndarray:
@@ -40,7 +40,7 @@ def _glyph_distance(font: str, digit: int) -> np.ndarray:
     y, x = np.mgrid[size - 0.5 : 0 : -1, 0.5:size]  # the y axis of a font points up
     inside = np.zeros(size * size, bool)
     for polygon in glyph.transformed(to_grid).to_polygons():
-        # contains_points of a whole glyph would fill its holes
+        # contains_points on the whole glyph would fill its holes
         inside ^= Outline(polygon).contains_points(np.stack([x.ravel(), y.ravel()], 1))
     inside = inside.reshape(size, size)
     return (distance_transform_edt(inside) - distance_transform_edt(~inside)) / DENSITY
@@ -54,7 +54,7 @@ def _distance_fields() -> Tensor:
 
 
 def _draw(labels: Tensor, generator: torch.Generator) -> Tensor:
-    """An image of each label in a random font, pose and stroke width, (B, 1, 28, 28) uint8."""
+    """Draw each label in a random font, pose and stroke width, (B, 1, 28, 28) uint8."""
 
     def uniform(low: float, high: float) -> Tensor:
         return torch.rand(len(labels), generator=generator) * (high - low) + low
@@ -64,7 +64,7 @@ def _draw(labels: Tensor, generator: torch.Generator) -> Tensor:
     angle, shear = uniform(-math.pi / 12, math.pi / 12), uniform(-0.15, 0.15)
     scale, aspect = uniform(0.85, 1.0), uniform(0.92, 1.08)
 
-    # affine_grid wants the map from the image back to the glyph
+    # affine_grid needs the transform from the image back to the glyph
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
     rotation = torch.stack([cos, sin, -sin, cos], 1).view(-1, 2, 2)
     stretch = torch.stack([1 / aspect, shear, zero, aspect], 1).view(-1, 2, 2)
@@ -73,7 +73,7 @@ def _draw(labels: Tensor, generator: torch.Generator) -> Tensor:
     grid = F.affine_grid(affine, [len(labels), 1, SIZE, SIZE], align_corners=False)
     distance = F.grid_sample(fields, grid, padding_mode="border", align_corners=False)
 
-    # thin fonts gain most; even bold ones gain a little, as their hairlines would break
+    # thin fonts are thickened most; bold ones a little too, or their hairlines would break
     thickest = fields.amax((1, 2, 3)) * scale
     bolder = (uniform(1.1, 2.0) - thickest).clamp(0.1, 0.8)
     coverage = distance * scale[:, None, None, None] + bolder[:, None, None, None] + 0.5
@@ -83,8 +83,8 @@ def _draw(labels: Tensor, generator: torch.Generator) -> Tensor:
 def synthetic_digits(count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Draw `count` digits: images (count, 1, 28, 28) uint8, labels (count,) int64 in 0..9.
 
-    White (255) on black (0), a stroke's edges grey. The labels come in random order and their
-    frequencies differ by at most one. The same count and seed give the same images.
+    Digits are white (255) on black (0), with grey stroke edges. Labels are in random order, and
+    their counts differ by at most one. The same count and seed give the same images.
     Raises ValueError for a count below 1 or a negative seed.
     """
     if count < 1 or seed < 0:

@@ -1,4 +1,4 @@
-"""TensorBoard, in the five words that training needs."""
+"""TensorBoard logging, in the five methods that training needs."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +12,7 @@ from config import TrainConfig
 
 
 class TensorBoardLogger:
-    """Writes one run's folder. On resume, `first_step` hides what a lost future had logged."""
+    """Writes one run's folder. On resume, hides what was logged from `first_step` on."""
 
     def __init__(self, folder: Path, first_step: int = 0):
         self.writer = SummaryWriter(str(folder), purge_step=first_step)
@@ -21,7 +21,7 @@ class TensorBoardLogger:
         """The settings, as a table and for the HPARAMS tab."""
         settings = {k: "default" if v is None else v for k, v in asdict(cfg).items()}
         for key, value in settings.items():
-            if isinstance(value, str):  # a file's name need not be text
+            if isinstance(value, str):  # file names need not be valid text
                 settings[key] = value.encode(errors="backslashreplace").decode()
         for summary in hparams(settings, {"train/loss": 0.0}):
             self.writer.file_writer.add_summary(summary)
@@ -33,7 +33,7 @@ class TensorBoardLogger:
             self.writer.add_scalar(f"{group}/{name}", value, step)
 
     def grid(self, step: int, name: str, grid: Tensor) -> None:
-        """`grid`: uint8 (C, H, W), as `visualization.make_grid` gives it."""
+        """`grid`: uint8 (C, H, W), as `visualization.make_grid` returns it."""
         self.writer.add_image(name, grid, step, dataformats="CHW")
         self.writer.flush()
 

@@ -19,10 +19,10 @@ STRIP_ROWS, STRIP_COLUMNS = 8, 12
 
 
 def make_grid(images: Tensor, columns: int | None = None, padding: int = 2) -> Tensor:
-    """Images (N, C, H, W) uint8 -> one uint8 (C, H', W'), row by row, as square as it gets."""
+    """Tile uint8 images (N, C, H, W) row by row as one (C, H', W'), nearly square by default."""
     columns = min(columns or math.ceil(math.sqrt(len(images))), len(images))
     rows = math.ceil(len(images) / columns)
-    cells = F.pad(images.cpu(), (padding, 0, padding, 0))  # left and top of each
+    cells = F.pad(images.cpu(), (padding, 0, padding, 0))  # left and top of each image
     cells = F.pad(cells, (0, 0, 0, 0, 0, 0, 0, rows * columns - len(images)))
     _, channels, height, width = cells.shape
     cells = cells.view(rows, columns, channels, height, width).permute(2, 0, 3, 1, 4)
@@ -30,7 +30,7 @@ def make_grid(images: Tensor, columns: int | None = None, padding: int = 2) -> T
 
 
 def strip(frames: Tensor) -> Tensor:
-    """A picture of the path of images: x0_hat, a row an image, from the first call to the last.
+    """A picture of how images form: x0_hat from the first call to the last, one row per image.
 
     frames: (network calls, images, 2, C, H, W) uint8, x_t and x0_hat.
     """
@@ -41,30 +41,30 @@ def strip(frames: Tensor) -> Tensor:
 
 
 def film(frames: Tensor, columns: int | None, padding: int) -> list[Tensor]:
-    """A picture for each call: the grid of x_t, and beside it that of x0_hat; `frames` as above."""
+    """One picture per call: the grid of x_t next to that of x0_hat; `frames` as in `strip`."""
     both = ([make_grid(half, columns, padding) for half in call.unbind(1)] for call in frames)
     return [torch.cat([F.pad(x_t, (0, 8)), x0_hat], dim=2) for x_t, x0_hat in both]
 
 
 def enlarged(picture: Tensor, scale: int) -> Image.Image:
-    """uint8 (C, H, W) -> the same picture, every pixel `scale` x `scale`."""
+    """uint8 (C, H, W) -> the same picture, with each pixel `scale` x `scale`."""
     return Image.fromarray(pixels(picture.repeat_interleave(scale, 1).repeat_interleave(scale, 2)))
 
 
 def pixels(picture: Tensor) -> np.ndarray:
-    """uint8 (C, H, W) -> (H, W) of a grey picture, (H, W, 3) of one in colour."""
+    """uint8 (C, H, W) -> (H, W) for a grey picture, (H, W, 3) for an RGB one."""
     return picture[0].numpy() if len(picture) == 1 else picture.permute(1, 2, 0).numpy()
 
 
 def save_png(path: Path, picture: Tensor, scale: int = 2) -> None:
-    """Write a uint8 (C, H, W) picture, every pixel `scale` x `scale`. May raise UserError."""
+    """Write a uint8 (C, H, W) picture, with each pixel `scale` x `scale`. May raise UserError."""
     buffer = io.BytesIO()
     enlarged(picture, scale).save(buffer, format="PNG")
     write_atomically(Path(path), buffer.getvalue())
 
 
 def save_gif(path: Path, frames: list[Tensor], scale: int = 2, seconds: float = 0.1) -> None:
-    """Write uint8 (C, H, W) pictures as an endless GIF that holds its last one for two seconds."""
+    """Write uint8 (C, H, W) pictures as a looping GIF that shows the last one for two seconds."""
     pictures = [enlarged(frame, scale) for frame in frames]
     durations = [1000 * seconds] * (len(frames) - 1) + [2000]
     buffer = io.BytesIO()
@@ -91,7 +91,7 @@ def plot_loss(history: dict[str, list[float]]) -> Figure:
 
 
 def plot_schedule(schedule: NoiseSchedule) -> Figure:
-    """How much signal and noise each timestep holds."""
+    """How much signal and noise there is at each timestep."""
     figure = Figure(figsize=(7, 4))
     axes = figure.subplots()
     axes.plot(schedule.alpha_bar.sqrt(), label=r"signal $\sqrt{\bar\alpha_t}$")
@@ -103,7 +103,7 @@ def plot_schedule(schedule: NoiseSchedule) -> Figure:
 
 
 def plot_scores(scores: dict, images: Tensor) -> Figure:
-    """The first hundred samples; where the classifier can read them, shares and FID by class."""
+    """The first hundred samples; if the classifier can read them, also shares and FID by class."""
     rows = scores.get("classes")
     figure = Figure(figsize=(13 if rows else 5, 4.5))
     panels = figure.subplots(1, 3 if rows else 1, squeeze=False)[0]
@@ -127,12 +127,12 @@ def plot_scores(scores: dict, images: Tensor) -> Figure:
 def plot_nearness(
     spaces: dict[str, Any], images: Tensor, training: Tensor, labels: Tensor
 ) -> Figure:
-    """By space: the samples nearest to training images, and the distances beside test images'.
+    """For each space: samples nearest to training images, and distances of samples and test images.
 
-    Each of `spaces` is a `scoring.diagnosis.Nearness`.
+    Each value of `spaces` is a `scoring.diagnosis.Nearness`.
 
-    The nearest pair of each class, by the label of the training image: over all classes the
-    nearest would only be ones.
+    Shows the nearest pair of each class, by the label of the training image: the nearest pairs
+    overall would all be ones.
     """
     figure = Figure(figsize=(13, 2.8 * len(spaces)))
     panels = figure.subplots(len(spaces), 2, squeeze=False, width_ratios=(2.2, 1))
@@ -153,7 +153,7 @@ def plot_nearness(
 
 
 def plot_bits(found: dict) -> Figure:
-    """Where a model pays its bits/dim: by noise level, and below the lowest of them."""
+    """A model's bits/dim by noise level, and those of the decoder below the lowest level."""
     rows = found["by_level"]
     figure = Figure(figsize=(8, 4))
     left, right = figure.subplots(1, 2, width_ratios=(1, 6), sharey=False)
@@ -171,7 +171,7 @@ def plot_bits(found: dict) -> Figure:
 
 
 def plot_curve(scores: list[dict]) -> Figure:
-    """FID of every checkpoint of a run against its epoch, and what real data scores."""
+    """FID of every checkpoint of a run against its epoch, and the FID of real data."""
     figure = Figure(figsize=(7, 4))
     axes = figure.subplots()
     epochs = [row["epoch"] for row in scores]
