@@ -165,6 +165,12 @@ def write_scores(cfg: EvalConfig, candidate: Candidate, found: dict | list) -> P
     return path
 
 
+def save_copies(path: Path, scorer: Scorer) -> None:
+    """Save the figure of --memorization, if there is one, next to the result."""
+    if scorer.copies:
+        save_figure(path.with_name(f"{path.stem}_memorization.png"), scorer.copies)
+
+
 def validate_one(cfg: EvalConfig, device: torch.device) -> None:
     """Score images, or a model's samples from one or more seeds; make a table, JSON and figure."""
     model, scorer, found = None, None, []
@@ -182,6 +188,7 @@ def validate_one(cfg: EvalConfig, device: torch.device) -> None:
     scores = scorer.over_seeds(found) if cfg.seeds > 1 else found[0]
     path = write_scores(cfg, candidate, scores)
     save_figure(path.with_suffix(".png"), plot_scores(scores, candidate.images))
+    save_copies(path, scorer)
     print_scores(scores)
     if "classes" in scores:
         print_classes(scores)
@@ -213,6 +220,7 @@ def validate_all(cfg: EvalConfig, device: torch.device) -> None:
     logger.close()
     path = write_scores(cfg, candidate, found)
     save_figure(path.with_suffix(".png"), plot_curve(found))
+    save_copies(path, scorer)
     print(f"\nwritten to       {path}")
 
 

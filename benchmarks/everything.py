@@ -28,11 +28,14 @@ INCEPTION = "--num_samples 2000 --features inception --dims 768"
 def measurements() -> dict[str, tuple[float, str]]:
     """For each result: minutes on two CPU cores, and the command after `python`."""
     minutes = {"unet": 14, "resnet": 24, "cnn": 10, "one_call": 4, "two_calls": 5}
-    found = {"sample": (4, "-m benchmarks sample"), "floors": (24, "-m benchmarks floors")}
+    found = {
+        "sample": (4, "-m benchmarks sample --num_samples 250"),
+        "floors": (24, "-m benchmarks floors"),
+    }
     for name, flags in SHIPPED.items():
         found[name] = minutes[name], f"{FIVE_SEEDS} {flags}"
     for name, flags in SHIPPED.items():
-        found[f"{name}_inception"] = 11, f"{FIVE_SEEDS} {flags} {INCEPTION}"
+        found[f"{name}_inception"] = 3, f"validation.py --seed {SEED} {flags} {INCEPTION}"
     unguided = f"{FIVE_SEEDS} {SHIPPED['unet']} --guidance 1"
     found["unet_unguided"] = 12, unguided
     for name in ("unet", "one_call"):
@@ -45,9 +48,9 @@ def measurements() -> dict[str, tuple[float, str]]:
         found[f"{name}_tstr"] = 60, f"validation.py {SHIPPED[name]} {flags}"
     found["guidance"] = 10, "-m benchmarks guidance"
     found["faults"] = 12, "-m benchmarks faults --num_samples 2000"
-    calibration = f"--shuffles 2 {SHIPPED['one_call']} --seed {SEED}"
+    calibration = f"--shuffles 1 {SHIPPED['one_call']} --seed {SEED}"
     found["calibration"] = 20, f"-m benchmarks calibration {calibration}"
-    found["samplers_inception-768"] = 400, "-m benchmarks samplers --inception 2000"
+    found["samplers_inception-768"] = 400, "-m benchmarks samplers --inception 2000 --variety"
     return found
 
 

@@ -16,6 +16,7 @@ from benchmarks.common import (
     FOLDER,
     ROOMS,
     SEARCH_SEED,
+    Figure,
     check_inception,
     draw,
     draw_timed,
@@ -43,10 +44,11 @@ from config import (
 from models.trained import TrainedModel, load_trained
 from sampling.draw import count_evaluated, guidance_at, labels_for, resolve
 from sampling.samplers import SAMPLERS
+from scoring.diagnosis import Nearness
 from scoring.features import extract, load_features
-from scoring.metrics import all_scores
+from scoring.metrics import Reference, all_scores
 from scoring.yardstick import content_hash, stand_ins
-from utils.data_loader import load_dataset
+from utils.data_loader import Dataset, load_dataset
 from utils.device import pick_device
 from utils.files import write_atomically
 from utils.visualization import save_figure
@@ -90,6 +92,7 @@ def sample(cfg: SpeedConfig) -> None:
     write_table("sample", header, rows, device)
 
 
+VARIETY = ("fid", "precision", "recall", "coverage")
 FEW = 4  # calls; a distilled network gains nothing from more
 
 
@@ -105,6 +108,9 @@ class SamplersConfig(SamplingConfig):
     calls: str = setting("1,2,4,6,8,10,15,20,50,100,300", "network calls per image, at most")
     num_samples: int = setting(10_000, "images for each score", low=40)
     inception: int | None = setting(None, "also score N of them by Inception (768)", low=40)
+    variety: bool = setting(
+        False, "also recall, coverage and memorization of the default and of the distilled network"
+    )
     held_out: bool = setting(False, "to choose settings: score against held-out training images")
     seed: int = setting(SEARCH_SEED, "of the samples", low=0, high=2**63 - 1)
     device: str = setting("auto", "device to run on", choices=DEVICES)
@@ -172,7 +178,9 @@ def samplers(cfg: SamplersConfig) -> None:
     ]
     measured = Measured(FOLDER / f"kept_samplers_{key}.json", spaces)
     curves = sampler_curves(cfg, model, measured, calls)
-    add_distilled(cfg, curves, measured, calls)
+    distilled = load_distilled(cfg)
+    if distilled:
+        add_distilled(cfg, distilled, curves, measured, calls)
     header = ["sampler", "n", *(f"{k} calls" for k in calls)]
     for (name, n, _), curve_of in zip(spaces, curves, strict=True):
         rows = [[what, n, *map(curve.get, calls)] for what, curve in curve_of.items()]
@@ -180,6 +188,10 @@ def samplers(cfg: SamplersConfig) -> None:
     titles = [f"FID, {name}, n = {n:,}" for name, n, _ in spaces]
     figure = plot_sampler_curves(dict(zip(titles, curves, strict=True)))
     save_figure(FOLDER / "samplers.png", figure)
+    if cfg.variety:
+        rows = variety(cfg, model, distilled, *data)
+        header = ["drawn by", "calls", *VARIETY, "closer, pixels", "closer, features"]
+        write_table("samplers_variety", header, rows, device, keys=2)
 
 
 def sampler_curves(
@@ -216,26 +228,72 @@ def drawn_as(checkpoint: str, sampling: SamplingConfig) -> str:
     return ", ".join([f"{path.stem} {content_hash(path.read_bytes())}", *said])
 
 
-def add_distilled(
-    cfg: SamplersConfig, curves: list[dict[str, dict]], measured: Measured, calls: list[int]
-) -> None:
-    """Add a row to the `curves`: the distilled network, at up to FEW calls.
+def load_distilled(cfg: SamplersConfig) -> TrainedModel | None:
+    """The distilled network, if it is there and wanted.
 
-    Skipped with --held_out if the network was trained on those images.
+    None with --held_out if the network was trained on those images.
     """
     path = Path(cfg.distilled)
     if not path.exists() or cfg.sampler not in (None, FEW_STEP_SAMPLER):
-        return
+        return None
     model = load_trained(path, pick_device(cfg.device), "--distilled")
-    if cfg.held_out and not model.config.held_out:
-        return
+    return None if cfg.held_out and not model.config.held_out else model
+
+
+def add_distilled(
+    cfg: SamplersConfig,
+    model: TrainedModel,
+    curves: list[dict[str, dict]],
+    measured: Measured,
+    calls: list[int],
+) -> None:
+    """Add a row to the `curves`: the distilled network, at up to FEW calls."""
     for steps in (k for k in calls if k <= FEW):
         asked = SamplingConfig(steps=steps, seed=cfg.seed, batch_size=cfg.batch_size)
         sampling = resolve(asked, model)
         images_of = partial(draw, model, sampling=sampling)
         found = measured.scores(drawn_as(cfg.distilled, sampling), images_of)
         for curve, value in zip(curves, found, strict=True):
-            curve.setdefault(f"{FEW_STEP_SAMPLER}, {path.stem}", {})[steps] = value
+            row = f"{FEW_STEP_SAMPLER}, {Path(cfg.distilled).stem}"
+            curve.setdefault(row, {})[steps] = value
+
+
+def variety(
+    cfg: SamplersConfig,
+    model: TrainedModel,
+    distilled: TrainedModel | None,
+    train: Dataset,
+    test: Dataset,
+) -> list[list[Figure]]:
+    """Rows for the default sampler and the distilled network: what a narrow one would lack.
+
+    Scores in `mnist` features, and in pixels and features the probability that a sample is closer
+    to the training set than a test image is (`Nearness`).
+    """
+    asked = dataclasses.replace(cfg, sampler=None, steps=None)
+    ways = [(SAMPLER, model, resolve(asked, model))]
+    for steps in (1, 2) if distilled else ():
+        few = SamplingConfig(steps=steps, seed=cfg.seed, batch_size=cfg.batch_size)
+        ways.append((FEW_STEP_SAMPLER, distilled, resolve(few, distilled)))
+    network = load_features("mnist", 0, pick_device(cfg.device))
+    known = [extract(network, x.images, "real images", cache=True) for x in (test, train)]
+    reference, pixels = Reference(known[0]), [flat(x.images) for x in (test, train)]
+    rows = []
+    for name, drawing, sampling in ways:
+        evaluated = count_evaluated(drawing.net)
+        images = draw(drawing, cfg.num_samples, sampling)
+        features = extract(network, images, "samples")
+        scores = all_scores(features, reference)
+        nearness = [Nearness(flat(images), *pixels), Nearness(features, *known)]
+        cells = [with_spread(*scores[metric]) for metric in VARIETY]
+        calls = sum(evaluated) / len(images)
+        rows.append([name, calls, *cells, *(found.closer for found in nearness)])
+    return rows
+
+
+def flat(images: Tensor) -> Tensor:
+    """uint8 (N, C, H, W) -> float32 (N, C * H * W) in [0, 1]."""
+    return images.flatten(1).float() / 255
 
 
 ABOVE_GUIDED = (GUIDED[1], 12.0)  # shows what guidance does at these levels

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from scoring import classifier
@@ -21,7 +22,7 @@ from scoring.yardstick import Yardstick, content_hash, image_hash, stand_ins
 from utils.data_loader import Dataset, DatasetInfo
 from utils.files import write_atomically
 from utils.image_checks import suspicions
-from utils.visualization import plot_nearness, save_figure
+from utils.visualization import plot_nearness
 
 TSTR_STEPS = 4700  # training steps of a classifier: 12 epochs of 50,000 images
 TSTR_SEEDS = 3  # classifiers for each of the two sets
@@ -70,6 +71,9 @@ class Scorer:
         real: real("train") and real("test") load that data.
 
     evaluate() returns the content of the JSON file: at least fid, fid_floor, n and features.
+
+    Attributes:
+        copies: the figure of the last `memorization`, or None.
     """
 
     def __init__(
@@ -82,6 +86,7 @@ class Scorer:
     ):
         self.network, self.yardstick, self.data = network, yardstick, data
         self.real, self.device = real, device
+        self.copies: Figure | None = None
         # the classifier sorts samples and finds copies, whichever network scores them
         self.classifier = None
         if data.shape == DigitClassifier.shape:
@@ -171,8 +176,7 @@ class Scorer:
         if self.classifier:
             known = [extract(self.classifier, x, "real images", cache=True) for x in sets[1:]]
             spaces["features"] = Nearness(seen, *known)
-        figure = plot_nearness(spaces, candidate.images, train.images, train.labels)
-        save_figure(Path("outputs") / candidate.name / "memorization.png", figure)
+        self.copies = plot_nearness(spaces, candidate.images, train.images, train.labels)
         found = {}
         for space, nearness in spaces.items():
             found[f"{space}_closer"] = nearness.closer
