@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,13 @@ def test_every_result_and_every_table_is_shown():
     assert files == {path.stem for path in (ROOT / "docs/results").glob("*.json")}
 
 
+@pytest.mark.skipif(not shutil.which("git"), reason="needs git")
+@pytest.mark.parametrize("patch", sorted((ROOT / "docs/variants").iterdir()), ids=lambda p: p.stem)
+def test_each_variant_fits_the_code(patch):
+    done = subprocess.run(["git", "apply", "--check", patch], cwd=ROOT, capture_output=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_every_result_says_what_made_it():
     for path in (ROOT / "docs/results").glob("*.json"):
         result = json.loads(path.read_text("utf-8"))
@@ -86,7 +94,7 @@ def test_a_changed_digit_in_a_page_is_seen_and_mended(cli, pages, place):
     digit = max(m.start() for m in re.finditer(r"\d(?![^<]*-->)", text[start:end])) + start
     page.write_text(text[:digit] + str((int(text[digit]) + 1) % 10) + text[digit + 1 :], "utf-8")
     status, stderr = check(cli)
-    assert status == 1 and "README.md" in stderr and "RESULTS.md" not in stderr
+    assert status == 1 and "README.md" in stderr and "RECIPES.md" not in stderr
     assert cli("benchmarks", "report")[0] == 0
     assert page.read_text("utf-8") == text and check(cli)[0] == 0
 
@@ -97,11 +105,13 @@ def test_a_changed_figure_in_the_results_is_seen_and_shown(cli, pages):
     result["values"]["mnist"]["2000"]["fid"]["value"] = 0.987
     path.write_text(json.dumps(result))
     status, stderr = check(cli)
-    assert status == 1 and "README.md" in stderr and "RESULTS.md" in stderr
+    assert status == 1 and "EVALUATION.md" in stderr and "RECIPES.md" in stderr
     status, stdout, _ = cli("benchmarks", "report")
-    assert status == 0 and stdout.split() == ["written:", "README.md", "written:", "RESULTS.md"]
-    assert "| 2,000 | 0.987 ± 0.024 |" in Path("README.md").read_text("utf-8")
-    assert "-->0.987<!---->" in Path("RESULTS.md").read_text("utf-8")
+    pages = [str(Path("docs") / name) for name in ("EVALUATION.md", "RECIPES.md")]
+    assert status == 0 and stdout.split() == ["written:", pages[0], "written:", pages[1]]
+    spread = result["values"]["mnist"]["2000"]["fid"]["spread"]
+    assert f"| 2,000 | 0.987 ± {spread:.3f} |" in Path(pages[0]).read_text("utf-8")
+    assert f"-->0.987 ± {spread:.3f}<!---->" in Path(pages[1]).read_text("utf-8")
     assert check(cli)[0] == 0
 
 
