@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from benchmarks.common import FOLDER
 from config import DATA_DIR, DEVICES, UserError, setting
@@ -72,16 +71,16 @@ def everything(cfg: EverythingConfig) -> None:
     left = {name: made for name, made in chosen.items() if not measured(name)}
     hours = sum(minutes for minutes, _ in left.values()) / 60
     print(f"{len(left)} of {len(chosen)} to measure: about {hours:.1f} hours on two CPU cores")
-    common = ["--device", cfg.device, "--data_dir", cfg.data_dir]
     for number, (name, (minutes, line)) in enumerate(left.items(), 1):
         print(f"\n== {number} of {len(left)}: {name}, about {minutes:g} min", flush=True)
         command = shlex.split(line)
         if command[0] == "validation.py":
             command += ["--json", str(FOLDER / f"{name}.json")]
         if name != "sample":  # it needs no data
-            command += common[2:]
+            command += ["--data_dir", cfg.data_dir]
+        command += ["--device", cfg.device]
         start = time.monotonic()
-        done = subprocess.run([sys.executable, *command, *common[:2]])
+        done = subprocess.run([sys.executable, *command])
         if done.returncode or not measured(name):
             raise UserError(f"{name}: python {line} has failed")
         print(f"== {name}: {(time.monotonic() - start) / 60:.1f} min", flush=True)
@@ -99,7 +98,7 @@ def chosen_measurements(only: str | None) -> dict[str, tuple[float, str]]:
 
 def measured(name: str) -> bool:
     """Whether there is a result of the current code."""
-    path: Path = FOLDER / f"{name}.json"
+    path = FOLDER / f"{name}.json"
     if not path.is_file():
         return False
     result = json.loads(path.read_text("utf-8"))

@@ -44,7 +44,7 @@ from config import (
 from models.trained import TrainedModel, load_trained
 from sampling.draw import count_evaluated, guidance_at, labels_for, resolve
 from sampling.samplers import SAMPLERS
-from scoring.diagnosis import Nearness
+from scoring.diagnosis import Nearness, flat_pixels
 from scoring.features import extract, load_features
 from scoring.metrics import Reference, all_scores
 from scoring.yardstick import content_hash, stand_ins
@@ -277,23 +277,18 @@ def variety(
         ways.append((FEW_STEP_SAMPLER, distilled, resolve(few, distilled)))
     network = load_features("mnist", 0, pick_device(cfg.device))
     known = [extract(network, x.images, "real images", cache=True) for x in (test, train)]
-    reference, pixels = Reference(known[0]), [flat(x.images) for x in (test, train)]
+    reference, pixels = Reference(known[0]), [flat_pixels(x.images) for x in (test, train)]
     rows = []
     for name, drawing, sampling in ways:
         evaluated = count_evaluated(drawing.net)
         images = draw(drawing, cfg.num_samples, sampling)
         features = extract(network, images, "samples")
         scores = all_scores(features, reference)
-        nearness = [Nearness(flat(images), *pixels), Nearness(features, *known)]
+        nearness = [Nearness(flat_pixels(images), *pixels), Nearness(features, *known)]
         cells = [with_spread(*scores[metric]) for metric in VARIETY]
         calls = sum(evaluated) / len(images)
         rows.append([name, calls, *cells, *(found.closer for found in nearness)])
     return rows
-
-
-def flat(images: Tensor) -> Tensor:
-    """uint8 (N, C, H, W) -> float32 (N, C * H * W) in [0, 1]."""
-    return images.flatten(1).float() / 255
 
 
 ABOVE_GUIDED = (GUIDED[1], 12.0)  # shows what guidance does at these levels

@@ -91,6 +91,11 @@ def confusion_matrix(asked: Tensor, found: Tensor, classes: int) -> Tensor:
     return torch.bincount(asked * classes + found, minlength=classes**2).view(classes, classes)
 
 
+def flat_pixels(images: Tensor) -> Tensor:
+    """uint8 (N, C, H, W) -> float32 (N, C * H * W) in [0, 1], as vectors for `Nearness`."""
+    return images.flatten(1).float() / 255
+
+
 class Nearness:
     """How close samples and test images are to the training images.
 

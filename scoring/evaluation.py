@@ -14,7 +14,14 @@ from torch import Tensor
 
 from scoring import classifier
 from scoring.classifier import DigitClassifier, accuracy, reads, train_classifier
-from scoring.diagnosis import Nearness, Sorted, class_floors, class_table, confusion_matrix
+from scoring.diagnosis import (
+    Nearness,
+    Sorted,
+    class_floors,
+    class_table,
+    confusion_matrix,
+    flat_pixels,
+)
 from scoring.estimate import Estimate, beside
 from scoring.features import CACHE, FeatureNetwork, MNISTFeatures, extract
 from scoring.metrics import METRICS
@@ -172,7 +179,7 @@ class Scorer:
         """Are samples copies of training images, in pixels or in features of the classifier?"""
         train, test = self.real("train"), self.real("test")
         sets = (candidate.images, test.images, train.images)
-        spaces = {"pixels": Nearness(*(x.flatten(1).float() / 255 for x in sets))}
+        spaces = {"pixels": Nearness(*map(flat_pixels, sets))}
         if self.classifier:
             known = [extract(self.classifier, x, "real images", cache=True) for x in sets[1:]]
             spaces["features"] = Nearness(seen, *known)

@@ -249,7 +249,7 @@ def test_bad_input_is_a_line_on_the_page(wired):
         function(*(control.value for control in inputs))
 
 
-def test_a_port_that_cannot_be_had(wired, monkeypatch):
+def test_a_port_that_cannot_be_had(wired):
     module, *_ = wired
     module.gr.Blocks.return_value.__enter__.return_value.launch.side_effect = OSError("in use")
     with pytest.raises(UserError, match="--port 7860: not available: in use"):
