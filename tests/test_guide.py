@@ -38,7 +38,7 @@ def test_it_runs_from_top_to_bottom(own_folder, monkeypatch):
 
 
 def test_every_section_has_an_equation_lines_a_picture_and_a_question():
-    _, *sections = re.split(r"^## ", TEXT, flags=re.MULTILINE)
+    _, *sections = re.split(r"^## \d+\. ", TEXT, flags=re.MULTILINE)
     assert len(sections) == 10
     for section in sections:
         for part in ("\n$$", "\n- ", "![", "**Question.**", "**Answer.**", "```python"):
@@ -48,6 +48,7 @@ def test_every_section_has_an_equation_lines_a_picture_and_a_question():
 
 def test_every_line_that_starts_like_a_link_is_one():
     assert len(LINKS) == TEXT.count("\n- ") > 15
+    assert not [paper for paper, *_ in LINKS if f"| {paper} | [" not in TEXT]  # has its title
 
 
 @pytest.mark.parametrize("paper, place, name, file", LINKS)
