@@ -129,9 +129,12 @@ class TrainConfig:
         """The run's folder name under checkpoints/, outputs/ and runs/."""
         if self.experiment_name:
             return self.experiment_name
+        data = f"_{self.dataset}" * (self.dataset != "mnist")
+        data += f"_{Path(self.data_dir).name}" * (self.dataset == "folder")
+        distilled = "_distilled" * (self.teacher is not None)
         return (
-            f"diffusion_model_{self.model_type}_{self.epochs}epochs"
-            f"_{self.timesteps}timesteps_{self.lr}lr" + "_distilled" * (self.teacher is not None)
+            f"diffusion_model_{self.model_type}{data}_{self.epochs}epochs"
+            f"_{self.timesteps}timesteps_{self.lr}lr{distilled}"
         )
 
 
@@ -183,7 +186,7 @@ MACHINE_FIELDS = {"seed", "batch_size", "precision"}  # do not depend on the net
 class SampleConfig(SamplingConfig):
     """What `generate.py` draws."""
 
-    checkpoint: str = setting(str(PRETRAINED / "unet.pth"), "model to sample from")
+    checkpoint: str = setting(str(PRETRAINED / "unet.pth"), "model to draw with, or a run's folder")
     num_samples: int = setting(64, "number of images", low=1)
     label: str | None = setting(None, "class to draw, by name or number (class-conditional models)")
     labels: str | None = setting(None, "classes to draw in turn, as in 0,1,2")
@@ -214,7 +217,7 @@ class SampleConfig(SamplingConfig):
 class EvalConfig(SamplingConfig):
     """What `validation.py` scores, and against what."""
 
-    path_to_model: str | None = setting(None, "checkpoint to score")
+    path_to_model: str | None = setting(None, "checkpoint to score, or a run's folder")
     experiment_name: str | None = setting(None, "run folder; scores its last checkpoint by default")
     model_type: str | None = setting(None, "fail if the model is of another type", choices=MODELS)
     validate_all: bool = setting(False, "score every checkpoint of --experiment_name")
@@ -296,7 +299,7 @@ def check(config: Config) -> Config:
         ok = right_type and (kind is bool or not isinstance(value, bool))
         if ok and kind in (int, float):
             ok = (
-                math.isfinite(value)
+                (kind is int or math.isfinite(value))
                 and (limits["low"] is None or value >= limits["low"])
                 and (limits["above"] is None or value > limits["above"])
                 and (limits["high"] is None or value <= limits["high"])

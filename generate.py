@@ -28,12 +28,13 @@ OUTPUTS = {"output": ".png", "npz": ".npz", "strip": ".png", "animate": ".gif"}
 def generate(cfg: SampleConfig, device: torch.device) -> None:
     """Draw what `cfg` asks for and write the files it names."""
     model = load_trained(cfg.checkpoint, device)
-    plan = make_plan(cfg, model)
     wanted = {flag: getattr(cfg, flag) for flag in OUTPUTS if getattr(cfg, flag) is not None}
-    for check in (check_ending, check_output):  # check all endings before making any folder
-        for flag, path in wanted.items():
-            check(path, f"--{flag}", (OUTPUTS[flag],))
+    for flag, path in wanted.items():
+        check_ending(path, f"--{flag}", (OUTPUTS[flag],))
     check_different(wanted)
+    plan = make_plan(cfg, model)
+    for flag, path in wanted.items():  # makes folders, so only after all that can be refused
+        check_output(path, f"--{flag}", (OUTPUTS[flag],))
     recorded = FILMED if cfg.animate else STRIP_ROWS if cfg.strip else 0
     recorder = PathRecorder(recorded)
     images = draw_images(

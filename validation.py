@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 
 from config import DATA_DIR, EvalConfig, UserError, parse
 from models.trained import TrainedModel, load_trained
@@ -24,23 +25,29 @@ from scoring.metrics import METRICS, NEAREST_K
 from scoring.tables import distance_text, print_classes, print_scores
 from scoring.yardstick import Yardstick, content_hash, image_hash
 from utils import distributed
-from utils.checkpoint import epoch_number, list_checkpoints
+from utils.checkpoint import epoch_number, list_checkpoints, newest
 from utils.data_loader import describe, load_dataset
 from utils.device import arithmetic, pick_device
-from utils.files import check_output, write_atomically
+from utils.files import check_output, is_stream, write_atomically
 from utils.image_checks import check_shape
 from utils.images import read_images, tell
 from utils.provenance import provenance
 from utils.random import Stream, generator
 from utils.script import run
 from utils.tensorboard_logger import TensorBoardLogger
-from utils.visualization import plot_bits, plot_curve, plot_scores, save_figure
+from utils.visualization import (
+    comparable_fid,
+    plot_bits,
+    plot_curve,
+    plot_scores,
+    save_figure,
+)
 
 
 def find_models(cfg: EvalConfig) -> list[Path]:
     """The checkpoints to score: --path_to_model, or the last or all of --experiment_name."""
     if cfg.path_to_model:
-        return [Path(cfg.path_to_model)]
+        return [newest(cfg.path_to_model)]
     if not cfg.experiment_name:
         raise UserError("nothing to score: give --path_to_model, --experiment_name or --images")
     folder = Path("checkpoints") / cfg.experiment_name
@@ -128,6 +135,9 @@ def make_scorer(
     labels, classes = candidate.labels, info.num_classes
     if labels is not None and labels.max() >= classes and (classes or cfg.tstr):
         raise UserError(f"{source}: labels up to {labels.max()}, but {name} has {classes} classes")
+    if cfg.reference_images and (cfg.memorization or cfg.tstr):  # these need the data set
+        own = tuple(real("test").images.shape[1:])
+        check_shape(candidate.images, own, source, like=f"{name} test set")
     train = None if cfg.reference_images else real("train").images
     network = load_features(cfg.features, cfg.dims, device)
     count = len(candidate.images)
@@ -157,6 +167,7 @@ def write_scores(cfg: EvalConfig, candidate: Candidate, found: dict | list) -> P
     deciding = {**candidate.facts, "reference": scores["reference_hash"]}
     deciding["features"] = scores["feature_hash"]
     deciding |= {key: scores.get(key) for key in ("n_floor_draws", "seeds")}
+    deciding |= {"memorization": cfg.memorization, "tstr": cfg.tstr}
     name = f"scores_{what}_{scores['features']}_{scores['n']}"
     path = result_path(cfg, candidate.name, name, deciding)
     made = {"provenance": provenance(pick_device(cfg.device))}
@@ -165,10 +176,10 @@ def write_scores(cfg: EvalConfig, candidate: Candidate, found: dict | list) -> P
     return path
 
 
-def save_copies(path: Path, scorer: Scorer) -> None:
-    """Save the figure of --memorization, if there is one, next to the result."""
-    if scorer.copies:
-        save_figure(path.with_name(f"{path.stem}_memorization.png"), scorer.copies)
+def save_beside(path: Path, figure: Figure | None, what: str = "") -> None:
+    """Save a figure next to the result, if there is one; not next to a device or a pipe."""
+    if figure and not is_stream(path):
+        save_figure(path.with_name(f"{path.stem}{what}.png"), figure)
 
 
 def validate_one(cfg: EvalConfig, device: torch.device) -> None:
@@ -187,8 +198,8 @@ def validate_one(cfg: EvalConfig, device: torch.device) -> None:
         return
     scores = scorer.over_seeds(found) if cfg.seeds > 1 else found[0]
     path = write_scores(cfg, candidate, scores)
-    save_figure(path.with_suffix(".png"), plot_scores(scores, candidate.images))
-    save_copies(path, scorer)
+    save_beside(path, plot_scores(scores, candidate.images))
+    save_beside(path, scorer.copies, "_memorization")
     print_scores(scores)
     if "classes" in scores:
         print_classes(scores)
@@ -209,18 +220,19 @@ def validate_all(cfg: EvalConfig, device: torch.device) -> None:
         scores = scorer.evaluate(candidate, cfg.memorization, cfg.tstr)
         found.append({"epoch": epoch_number(path), **scores})
         print(
-            f"{path}: fid {scores['fid']:.3f}, floor {scores['fid_floor']:.3f},"
+            f"{path}: fid {scores[comparable_fid([scores])]:.3f}, floor {scores['fid_floor']:.3f},"
             f" distance {distance_text(scores, 'fid')}"
         )
-        logger = logger or TensorBoardLogger(Path("runs") / cfg.experiment_name / "validation")
+        folder = Path("runs") / cfg.experiment_name / "validation"
+        logger = logger or TensorBoardLogger(folder, first_step=None)
         values = {f"{name}_{scores['features']}": scores[name] for name in METRICS}
         logger.scalars(epoch_number(path), group="validation", **values)
     if not distributed.is_first():
         return
     logger.close()
     path = write_scores(cfg, candidate, found)
-    save_figure(path.with_suffix(".png"), plot_curve(found))
-    save_copies(path, scorer)
+    save_beside(path, plot_curve(found))
+    save_beside(path, scorer.copies, "_memorization")
     print(f"\nwritten to       {path}")
 
 
@@ -250,7 +262,7 @@ def validate_likelihood(cfg: EvalConfig, device: torch.device) -> None:
     folder = cfg.experiment_name or path.parent.name
     written = result_path(cfg, folder, name, [*deciding, cfg.flow])
     write_atomically(written, (json.dumps(scores, indent=2) + "\n").encode())
-    save_figure(written.with_suffix(".png"), plot_bits(scores))
+    save_beside(written, plot_bits(scores))
     print_bits(scores)
     print(f"\nwritten to       {written}")
 
@@ -259,12 +271,12 @@ def check_flags(cfg: EvalConfig) -> None:
     """Raises UserError if flags do not go together."""
     if cfg.flow and not cfg.likelihood:
         raise UserError(f"--flow {cfg.flow}: needs --likelihood")
-    apart = {"images": ("path_to_model", "likelihood", "validate_all", *cfg.carried())}
+    sampling = tuple(cfg.carried())
+    apart = {"images": ("path_to_model", "likelihood", "validate_all")}
     apart["likelihood"] = ("validate_all", "reference_images", "memorization", "tstr")
-    apart["likelihood"] += tuple(cfg.carried())
     for flag, others in apart.items():
-        for other in others:
-            if getattr(cfg, flag) and getattr(cfg, other):
+        for other in (*others, *sampling):
+            if getattr(cfg, flag) and (other in sampling or getattr(cfg, other)):
                 raise UserError(f"--{flag} and --{other}: give one, not both")
     if cfg.seeds > 1 and (cfg.images or cfg.likelihood or cfg.validate_all):
         raise UserError(

@@ -45,7 +45,7 @@ class CalibrationConfig(SamplingConfig):
     features: str = setting("mnist", "feature networks", choices=("mnist", "inception", "both"))
     dims: int = setting(768, "Inception layer", choices=INCEPTION_DIMS)
     device: str = setting("auto", "device to run on", choices=DEVICES)
-    data_dir: str = setting(DATA_DIR, "data directory, downloaded to if empty")
+    data_dir: str = setting(DATA_DIR, "data directory; missing files are downloaded")
 
 
 def calibrate(cfg: CalibrationConfig) -> None:

@@ -30,7 +30,7 @@ class CompareConfig(SamplingConfig):
     features: str = setting("both", "feature networks", choices=("mnist", "inception", "both"))
     dims: int = setting(768, "Inception layer", choices=INCEPTION_DIMS)
     device: str = setting("auto", "device to run on", choices=DEVICES)
-    data_dir: str = setting(DATA_DIR, "data directory, downloaded to if empty")
+    data_dir: str = setting(DATA_DIR, "data directory; missing files are downloaded")
 
 
 def compare(cfg: CompareConfig) -> None:

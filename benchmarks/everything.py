@@ -40,7 +40,7 @@ def measurements() -> dict[str, tuple[float, str]]:
     for name in ("unet", "one_call"):
         found[f"{name}_memorization"] = 8, f"validation.py {SHIPPED[name]} --memorization"
     for name in ("unet", "resnet", "cnn"):
-        flags = "--likelihood --num_samples 10000"
+        flags = "--likelihood --num_samples 10000 --flow 50"
         found[f"{name}_likelihood"] = 30, f"validation.py {SHIPPED[name]} {flags}"
     for name in ("unet", "one_call"):
         flags = f"--seed {SEED} --num_samples 50000 --tstr"
@@ -59,31 +59,37 @@ class EverythingConfig:
 
     only: str | None = setting(None, "only these, as in unet,floors; default all")
     device: str = setting("auto", "device to run on", choices=DEVICES)
-    data_dir: str = setting(DATA_DIR, "data directory, downloaded to if empty")
+    data_dir: str = setting(DATA_DIR, "data directory; missing files are downloaded")
 
 
 def everything(cfg: EverythingConfig) -> None:
-    """Measure every published figure of the shipped weights; `report --take all` publishes them.
+    """Measure the published figures of the shipped weights; `report --take` publishes them.
 
     After an interruption, the same command continues.
     """
     chosen = chosen_measurements(cfg.only)
-    left = {name: made for name, made in chosen.items() if not measured(name)}
-    hours = sum(minutes for minutes, _ in left.values()) / 60
+    commands = {name: command_for(name, line, cfg) for name, (_, line) in chosen.items()}
+    left = [name for name in chosen if not measured(name, commands[name])]
+    hours = sum(chosen[name][0] for name in left) / 60
     print(f"{len(left)} of {len(chosen)} to measure: about {hours:.1f} hours on two CPU cores")
-    for number, (name, (minutes, line)) in enumerate(left.items(), 1):
+    for number, name in enumerate(left, 1):
+        minutes, line = chosen[name]
         print(f"\n== {number} of {len(left)}: {name}, about {minutes:g} min", flush=True)
-        command = shlex.split(line)
-        if command[0] == "validation.py":
-            command += ["--json", str(FOLDER / f"{name}.json")]
-        if name != "sample":  # it needs no data
-            command += ["--data_dir", cfg.data_dir]
-        command += ["--device", cfg.device]
         start = time.monotonic()
-        done = subprocess.run([sys.executable, *command])
-        if done.returncode or not measured(name):
-            raise UserError(f"{name}: python {line} has failed")
+        done = subprocess.run([sys.executable, *commands[name]])
+        if done.returncode or not measured(name, commands[name]):
+            raise UserError(f"{name}: python {line} failed")
         print(f"== {name}: {(time.monotonic() - start) / 60:.1f} min", flush=True)
+
+
+def command_for(name: str, line: str, cfg: EverythingConfig) -> list[str]:
+    """The arguments of `python` for a measurement, with this machine's data and device."""
+    command = shlex.split(line)
+    if command[0] == "validation.py":
+        command += ["--json", str(FOLDER / f"{name}.json")]
+    if name != "sample":  # it needs no data
+        command += ["--data_dir", cfg.data_dir]
+    return [*command, "--device", cfg.device]
 
 
 def chosen_measurements(only: str | None) -> dict[str, tuple[float, str]]:
@@ -92,14 +98,16 @@ def chosen_measurements(only: str | None) -> dict[str, tuple[float, str]]:
     names = only.split(",") if only else list(every)
     for name in names:
         if name not in every:
-            raise UserError(f"--only {only}: must be some of {', '.join(every)}")
+            raise UserError(f"--only {only}: must be one or more of {', '.join(every)}")
     return {name: every[name] for name in names}
 
 
-def measured(name: str) -> bool:
-    """Whether there is a result of the current code."""
-    path = FOLDER / f"{name}.json"
-    if not path.is_file():
+def measured(name: str, command: list[str]) -> bool:
+    """Whether there is a result of this command by the current code."""
+    try:
+        result = json.loads((FOLDER / f"{name}.json").read_text("utf-8"))
+        made = result.get("provenance", result)
+        same = made["command"] == shlex.join(["python", *command])
+        return same and made["source"] == source_hash(SOURCE)
+    except (OSError, ValueError, KeyError, AttributeError):  # missing, or of something else
         return False
-    result = json.loads(path.read_text("utf-8"))
-    return result.get("provenance", result)["source"] == source_hash(SOURCE)

@@ -31,7 +31,7 @@ def plot_sampler_curves(spaces: dict[str, dict[str, dict[int, float]]]) -> Figur
     for axes, (score, curves) in zip(panels, spaces.items(), strict=True):
         for sampler, curve in curves.items():
             axes.plot(curve.keys(), curve.values(), marker="o", markersize=4, label=sampler)
-        axes.set(xlabel="network calls an image", ylabel=score, xscale="log", yscale="log")
+        axes.set(xlabel="network calls per image", ylabel=score, xscale="log", yscale="log")
         calls = sorted({k for curve in curves.values() for k in curve})
         axes.set_xticks(calls, labels=map(str, calls))
         axes.set_xticks([], minor=True)

@@ -41,7 +41,7 @@ class SpacesConfig:
     num_samples: int = setting(10_000, "number of real images, at most", low=40, high=20_000)
     other_images: str | None = setting(None, "faults: also score these images")
     seed: int = setting(0, "seed for the choice of real images and for the faults", low=0)
-    data_dir: str = setting(DATA_DIR, "data directory, downloaded to if empty")
+    data_dir: str = setting(DATA_DIR, "data directory; missing files are downloaded")
     device: str = setting("auto", "device to run on", choices=DEVICES)
 
 
@@ -121,7 +121,7 @@ class FeaturesConfig:
 
     num_samples: int = setting(2000, "PNGs in each of the two folders", low=40, high=10_000)
     device: str = setting("auto", "device to run on", choices=DEVICES)
-    data_dir: str = setting(DATA_DIR, "data directory, downloaded to if empty")
+    data_dir: str = setting(DATA_DIR, "data directory; missing files are downloaded")
 
 
 def pytorch_fid(*arguments: object) -> tuple[str, float]:
@@ -146,6 +146,7 @@ def features(cfg: FeaturesConfig) -> None:
     print(f"\nmnist features of {len(test):,} images: {seconds:.1f} s")
 
     rows = []
+    load_features("inception", 64, device)  # tells what is missing
     _, idle = pytorch_fid("--help")
     with tempfile.TemporaryDirectory() as folder:
         folders = [Path(folder) / name for name in ("sharp", "blurred")]

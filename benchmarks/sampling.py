@@ -48,6 +48,7 @@ from scoring.diagnosis import Nearness, flat_pixels
 from scoring.features import extract, load_features
 from scoring.metrics import Reference, all_scores
 from scoring.yardstick import content_hash, stand_ins
+from utils.checkpoint import newest
 from utils.data_loader import Dataset, load_dataset
 from utils.device import pick_device
 from utils.files import write_atomically
@@ -112,9 +113,9 @@ class SamplersConfig(SamplingConfig):
         False, "also recall, coverage and memorization of the default and of the distilled network"
     )
     held_out: bool = setting(False, "to choose settings: score against held-out training images")
-    seed: int = setting(SEARCH_SEED, "of the samples", low=0, high=2**63 - 1)
+    seed: int = setting(SEARCH_SEED, "seed of the samples", low=0, high=2**63 - 1)
     device: str = setting("auto", "device to run on", choices=DEVICES)
-    data_dir: str = setting(DATA_DIR, "data directory, downloaded to if empty")
+    data_dir: str = setting(DATA_DIR, "data directory; missing files are downloaded")
 
 
 def affordable(sampling: SamplingConfig, model: TrainedModel, calls: int) -> SamplingConfig | None:
@@ -223,7 +224,7 @@ def sampler_curves(
 
 def drawn_as(checkpoint: str, sampling: SamplingConfig) -> str:
     """The network and all settings that decide its images, as the key of a measurement."""
-    path, settings = Path(checkpoint), dataclasses.asdict(sampling).items()
+    path, settings = newest(checkpoint), dataclasses.asdict(sampling).items()
     said = [f"{name} {value}" for name, value in settings if value is not None]
     return ", ".join([f"{path.stem} {content_hash(path.read_bytes())}", *said])
 
@@ -303,9 +304,9 @@ class GuidanceConfig(SamplingConfig):
     inception: int | None = setting(None, "also score N of them by Inception (768)", low=40)
     num_samples: int = setting(2000, "images for each scale", low=40)
     held_out: bool = setting(False, "to choose settings: score against held-out training images")
-    seed: int = setting(SEARCH_SEED, "of the samples", low=0, high=2**63 - 1)
+    seed: int = setting(SEARCH_SEED, "seed of the samples", low=0, high=2**63 - 1)
     device: str = setting("auto", "device to run on", choices=DEVICES)
-    data_dir: str = setting(DATA_DIR, "data directory, downloaded to if empty")
+    data_dir: str = setting(DATA_DIR, "data directory; missing files are downloaded")
 
 
 def guidance(cfg: GuidanceConfig) -> None:

@@ -54,7 +54,7 @@ class QualityConfig:
     )
     profile: bool = setting(False, "train: only show where the time of a training step goes")
     device: str = setting("auto", "device to run on", choices=DEVICES)
-    data_dir: str = setting(DATA_DIR, "data directory, downloaded to if empty")
+    data_dir: str = setting(DATA_DIR, "data directory; missing files are downloaded")
 
     def training(self, seed: int) -> TrainConfig:
         """The settings of one run: main.py's defaults except for `settings`, within the budget.

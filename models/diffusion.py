@@ -131,6 +131,19 @@ class Diffusion:
             return (self.weight[t].view(-1, 1, 1, 1) * error.square()).mean()
         return error.square().mean()
 
+    def x0_hat(self, net: nn.Module, x: Tensor, sigma: Tensor, y: Tensor | None) -> Tensor:
+        """The prediction of x0 from x = x0 + sigma * eps, (B, C, H, W), not clamped.
+
+        Each image has its own level: sigma is (B,), float64, on the CPU. In `denoiser`, one level
+        is that of the whole batch.
+        """
+        a = (1 + sigma**2).rsqrt()
+        t = self.schedule.t_at(sigma).to(x)
+        s = (sigma * a).to(x).view(-1, 1, 1, 1)
+        a = a.to(x).view(-1, 1, 1, 1)
+        x_t = a * x
+        return self.to_x0(net(x_t, t, y).float(), x_t, a, s)
+
     def denoiser(
         self,
         net: nn.Module,

@@ -74,7 +74,7 @@ class Conditioning(nn.Module):
         self.num_classes, self.dim = num_classes, dim
         self.mlp = nn.Sequential(nn.Linear(64, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.label = None
-        if num_classes:  # the last row is "no label"; randn, for it is fast on the meta device too
+        if num_classes:  # the last row is "no label"; randn is also fast on the meta device
             rows = torch.randn(num_classes + 1, dim)
             self.label = nn.Embedding.from_pretrained(rows, freeze=False)
 

@@ -44,10 +44,14 @@ class TrainedModel:
         return self.config.teacher is not None
 
     @property
+    def needs_label(self) -> bool:
+        """True if it has classes and never learned to draw without being given one."""
+        return self.net.num_classes > 0 and (self.few_step or not self.config.label_dropout)
+
+    @property
     def can_be_guided(self) -> bool:
-        """Not without labels, nor where they were never dropped, nor when distilled."""
-        hidden = self.config.label_dropout > 0
-        return self.net.num_classes > 0 and hidden and not self.few_step
+        """Guidance needs predictions with and without a label."""
+        return self.net.num_classes > 0 and not self.needs_label
 
 
 def load_trained(

@@ -59,6 +59,11 @@ def resolve(
         if values[key] is None:
             values[key] = carried.get(key, default)
     resolved = SamplingConfig(**values | {"sampler": name})
+    if resolved.guidance != 1 and model.needs_label:
+        raise UserError(
+            f"--guidance {resolved.guidance:g}: this network was trained with --label_dropout 0;"
+            " must be 1"
+        )
     return _check(resolved, timesteps)
 
 
@@ -180,7 +185,8 @@ def guidance_at(sigma: Tensor, sampling: SamplingConfig, sigmas: Tensor) -> floa
     """
     if sampling.guidance <= 1:
         return sampling.guidance
-    below = sigmas[sigmas < sigma]
+    reached = sigmas[sigmas <= sigma]  # begins with the step's level; sigma is higher with churn
+    below = reached[reached < reached.max()] if len(reached) else reached
     top, bottom = float(sigma), float(below.max()) if len(below) else 0.0
     if bottom == 0:  # the last step, infinitely long in log sigma
         inside = float(sampling.guided_from <= top <= sampling.guided_to)

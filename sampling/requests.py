@@ -81,6 +81,8 @@ def make_plan(cfg: SampleConfig, model: TrainedModel) -> Plan:
     if cfg.guidance not in (None, 1) and labels is None:
         why = "no class is asked for" if model.net.num_classes else "this model is unconditional"
         raise UserError(f"--guidance {cfg.guidance:g}: {why}; must be 1")
+    if labels is None and model.needs_label:
+        raise UserError(f"--{modes[0]}: this network always needs a class; give --label")
 
     plan = Plan(count, labels, sampling)
     if cfg.digits:
@@ -110,7 +112,7 @@ def wanted_labels(cfg: SampleConfig, model: TrainedModel) -> list[int]:
         names = model.data.class_names
         allowed = ", ".join(names if len(names) <= 20 else [*names[:20], "..."])
         example = {"labels": ", as in 0,1,2", "digits": ", as in 31415926"}.get(name, "")
-        raise UserError(f"--{name} {value}: must be of the classes {allowed}{example}")
+        raise UserError(f"--{name} {value}: must name classes among {allowed}{example}")
     return numbers
 
 
@@ -119,9 +121,9 @@ def class_number(text: str, data: DatasetInfo) -> int | None:
     if text in data.class_names:
         return data.class_names.index(text)
     named_by_numbers = any(name.isdecimal() for name in data.class_names)
-    if named_by_numbers or not text.isdecimal() or int(text) >= data.num_classes:
+    if named_by_numbers or not text.isdecimal() or len(text) > 9:
         return None
-    return int(text)
+    return int(text) if int(text) < data.num_classes else None
 
 
 def load_pictures(cfg: SampleConfig, model: TrainedModel) -> Tensor:
@@ -172,13 +174,15 @@ def plan_inpainting(plan: Plan, cfg: SampleConfig, pictures: Tensor, data: Datas
 def plan_interpolation(plan: Plan, cfg: SampleConfig, model: TrainedModel) -> None:
     """A row from image 0 of one seed to image 0 of another, along a great circle in noise space."""
     need_determinism(plan, "interpolate")
-    if model.few_step and model.net.num_classes and plan.labels is None:
-        raise UserError("--interpolate: a distilled network needs a class; give --label")
     parts = cfg.interpolate.split(",")
-    if len(parts) != 2 or not all(part.isdecimal() and int(part) < 2**63 for part in parts):
+    if len(parts) != 2 or not all(map(is_seed, parts)):
         raise UserError(f"--interpolate {cfg.interpolate}: must be two seeds, like 3,4")
     ends = [ImageNoise(int(part), range(1), model.data.shape)() for part in parts]
     plan.start, plan.columns = slerp(*ends, plan.count), plan.count
+
+
+def is_seed(text: str) -> bool:
+    return text.isdecimal() and len(text) < 20 and int(text) < 2**63
 
 
 def slerp(a: Tensor, b: Tensor, count: int) -> Tensor:

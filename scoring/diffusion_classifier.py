@@ -41,22 +41,24 @@ def denoising_errors(
         denoise = model.diffusion.denoiser(model.net, labels)
         span = range(int(numbers[0]), int(numbers[-1]) + 1)
         noise = ImageNoise(seed, span, model.data.shape, device)
-        errors = torch.zeros(len(labels), dtype=torch.float64, device=device)
+        errors = torch.zeros(len(labels), dtype=torch.float64)
         for level in torch.tensor(levels, dtype=torch.float64):
             eps = noise().repeat_interleave(classes, dim=0)
             clean = x0.repeat_interleave(classes, dim=0)
             with autocast(device, "auto"):
                 x0_hat = denoise(clean + float(level) * eps, level)
             # eps - eps_hat = (x0_hat - x0) / sigma
-            errors += ((x0_hat - clean) / float(level)).flatten(1).double().square().sum(dim=1)
-        parts.append((errors / len(levels)).view(-1, classes).cpu())
+            squares = ((x0_hat - clean) / float(level)).flatten(1).square()
+            errors += squares.sum(dim=1).cpu().double()
+        parts.append((errors / len(levels)).view(-1, classes))
     return torch.cat(parts)
 
 
 def diffusion_classifier(model: TrainedModel, images: Tensor, **options) -> Tensor:
     """Probabilities (N, classes) of the labels of images (N, C, H, W) uint8.
 
-    The softmax of minus `denoising_errors` (Li et al. 2023, eq. 5), which takes the same options:
-    the error bounds -log p(image | label) up to a constant, and the prior over labels is uniform.
+    The softmax of minus `denoising_errors` (Li et al. 2023, eq. 5), which takes the same options.
+    Up to a factor and a constant, the error bounds -log p(image | label); all labels are equally
+    likely beforehand.
     """
     return (-denoising_errors(model, images, **options)).softmax(dim=1)

@@ -102,7 +102,7 @@ class Scorer:
 
     def evaluate(self, candidate: Candidate, memorization: bool, usefulness: bool) -> dict:
         images = candidate.images
-        features = seen = extract(self.network, images, "samples")
+        features = seen = extract(self.network, images, "samples", cache=self.network.slow)
         if self.classifier not in (None, self.network):
             seen = extract(self.classifier, images, "samples")
         scores = self.yardstick.score(features)

@@ -28,13 +28,15 @@ CODE = ("scoring/features.py", "scoring/classifier.py")  # computes the features
 class FeatureNetwork(Protocol):
     """uint8 (B, C, H, W) -> float32 (B, dim) on the CPU.
 
-    `version` identifies the weights; `batch_size` is the fastest number of images at a time.
+    `version` identifies the weights; `batch_size` is the fastest number of images at a time. `slow`
+    is true if even the features of samples should be cached.
     """
 
     name: str
     dim: int
     version: str
     batch_size: int
+    slow: bool
 
     def __call__(self, images: Tensor) -> Tensor: ...
 
@@ -42,7 +44,7 @@ class FeatureNetwork(Protocol):
 class MNISTFeatures:
     """The classifier's last hidden layer, 128-d."""
 
-    name, dim, batch_size = "mnist", DigitClassifier.dim, 250
+    name, dim, batch_size, slow = "mnist", DigitClassifier.dim, 250, False
 
     def __init__(self, device="cpu"):
         self.net, self.device = load_classifier(device), device
@@ -73,8 +75,9 @@ class InceptionFeatures:
             raise UserError(f"--features inception: cannot load its weights ({reason})") from None
         self.net = net.to(device, memory_format=torch.channels_last).eval()
         self.name, self.dim, self.device = f"inception-{dims}", dims, device
-        # on a CPU, the activations (299 x 299 pixels) of ten images fit in cache: 1.7 times faster
-        self.batch_size = 10 if torch.device(device).type == "cpu" else 100
+        self.slow = torch.device(device).type == "cpu"  # 10,000 images take ten minutes
+        # there, the activations (299 x 299 pixels) of ten images fit in cache: 1.7 times faster
+        self.batch_size = 10 if self.slow else 100
         digest = hashlib.sha256()
         for tensor in net.state_dict().values():
             digest.update(tensor.cpu().contiguous().numpy().tobytes())
@@ -104,7 +107,8 @@ def extract(network: FeatureNetwork, images: Tensor, what: str, cache: bool = Fa
     """Features (N, dim) float32 of images (N, C, H, W) uint8; a progress bar names `what`.
 
     With `cache`, blocks of features are cached on disk under a hash of their images. Use it for
-    real images, which every run needs.
+    real images, which every run needs, and for samples if the network is slow: a run that was
+    interrupted then continues.
     Raises UserError if the network returns NaN or infinity, which cannot be scored.
     """
     parts = []

@@ -39,15 +39,11 @@ Denoise = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 def denoiser_of(model: TrainedModel, precision: str) -> Denoise:
-    """The network's x_hat with labels and without guidance; each image has its own level."""
+    """The network's x_hat with labels and without guidance."""
 
     def denoise(z: Tensor, sigma: Tensor, y: Tensor | None) -> Tensor:
-        t = model.diffusion.schedule.t_at(sigma).float().to(z)
-        s = sigma.float().to(z).view(-1, 1, 1, 1)
-        a = (1 + s**2).rsqrt()
         with autocast(model.device, precision):
-            prediction = model.net(a * z, t, y).float()
-        return model.diffusion.to_x0(prediction, a * z, a, a * s)
+            return model.diffusion.x0_hat(model.net, z, sigma, y)
 
     return denoise
 
@@ -231,7 +227,7 @@ def squared_error(x: Tensor, x_hat: Tensor) -> Tensor:
 
     x_hat is clamped to [-1, 1], as in samplers, because the loss does not constrain it beyond.
     """
-    return (x - x_hat.clamp(-1, 1)).square().flatten(2).sum(2).double().cpu()
+    return (x - x_hat.clamp(-1, 1)).square().flatten(2).sum(2).cpu().double()
 
 
 def prior_nats(images: Tensor, sigma: Tensor) -> Tensor:
@@ -247,7 +243,7 @@ def flow_log_density(
     """log p(z) (B,) float64 at the lowest of `sigmas`, by the probability flow.
 
     The flow dz / d log sigma = z - x_hat carries z to the highest level, where p is a Gaussian.
-    On the way, log p changes by its divergence (Song et al. 2021, eq. 39), which is estimated
+    On the way, log p changes by its divergence (Song et al. 2021b, eq. 39), which is estimated
     without bias from one random direction per image (their eq. 40).
     """
     size, shape = z[0].numel(), z.shape
@@ -260,9 +256,9 @@ def flow_log_density(
         (product,) = torch.autograd.grad((x_hat * sign).sum(), x)
         divergence = size - (product * sign).flatten(1).sum(1)
         change = torch.cat([(x - x_hat).detach().flatten(), divergence])
-        return change.double().cpu().numpy()
+        return change.cpu().double().numpy()
 
-    start = torch.cat([z.flatten().double().cpu(), torch.zeros(len(z)).double()]).numpy()
+    start = torch.cat([z.flatten().cpu().double(), torch.zeros(len(z)).double()]).numpy()
     ends = sigmas[[0, -1]].log().tolist()
     solved = solve_ivp(slope, ends, start, t_eval=ends[1:], rtol=TOLERANCE, atol=TOLERANCE)
     end = torch.from_numpy(solved.y[:, -1])

@@ -2,6 +2,7 @@
 
 from scoring.metrics import METRICS
 from scoring.yardstick import score_text
+from utils.visualization import comparable_fid
 
 PARTS = ("", "_spread", "_error", "_distance", "_differs")
 PARTS += ("_floor", "_floor_spread", "_matched", "_matched_spread")
@@ -49,7 +50,7 @@ def print_classes(scores: dict) -> None:
         return format(row[key], form) if row.get(key) is not None else "-"
 
     asked = "agreement" in scores
-    fid = "fid_matched" if any("fid_matched" in row for row in scores["classes"]) else "fid"
+    fid = comparable_fid(scores["classes"])
     head = "\nclass      n   share (real)   confidence (real)      fid (real ± spread)  distance"
     print(head + "  differs" + "   agrees" * asked)
     for row in scores["classes"]:

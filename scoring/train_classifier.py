@@ -30,7 +30,7 @@ class ClassifierConfig:
     batch_size: int = setting(128, "images per step", low=2)
     lr: float = setting(1e-2, "peak learning rate of AdamW", above=0, high=1)
     seed: int = setting(0, "seed for weights, data order and augmentation", low=0, high=2**63 - 1)
-    data_dir: str = setting(DATA_DIR, "data directory, downloaded to if empty")
+    data_dir: str = setting(DATA_DIR, "data directory; missing files are downloaded")
     device: str = setting("auto", "device to run on", choices=DEVICES)
     output: str = setting("outputs/mnist_classifier.pth", "file to write")
 

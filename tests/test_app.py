@@ -242,10 +242,10 @@ def test_every_event_gives_its_function_what_it_takes_and_shows_what_it_gives(wi
 
 def test_bad_input_is_a_line_on_the_page(wired):
     module, actions, events = wired
-    actions.draw = idle("draw", UserError("--labels 5,x: must be of the classes"))
+    actions.draw = idle("draw", UserError("--labels 5,x: must name classes among"))
     module.make_page(actions)
     function, inputs, _ = events[0]
-    with pytest.raises(Shown, match="^labels 5,x: must be of the classes$"):
+    with pytest.raises(Shown, match="^labels 5,x: must name classes among$"):
         function(*(control.value for control in inputs))
 
 
@@ -298,7 +298,7 @@ def use_draw(page):
     wait_for(lambda: agreement(read(cells(shown(page), 3)), "5" * 64) > 0.9)
     assert "64 images" in page.content()
     page.get_by_label("A digit or a number").fill("5x")
-    page.get_by_text("labels 5,x: must be of the classes").wait_for()
+    page.get_by_text("labels 5,x: must name classes among").wait_for()
     page.get_by_label("A digit or a number").fill("")
     wait_for(lambda: len(set(read(cells(shown(page), 3)))) == 10)
 

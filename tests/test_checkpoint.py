@@ -237,7 +237,7 @@ def test_a_checkpoint_comes_back_as_it_was(own_folder):
     assert torch.equal(loaded["ema"]["w"], weights["w"])
 
 
-def test_export_keeps_what_sampling_needs(cli, own_folder):
+def test_export_keeps_what_sampling_needs(cli, refuses, own_folder):
     cfg = TrainConfig(data_dir="/home/me", test_dir="/home/me/test", teacher="/home/me/unet.pth")
     optimizers = {"big": 1}
     Path("run").mkdir()
@@ -256,6 +256,9 @@ def test_export_keeps_what_sampling_needs(cli, own_folder):
     assert cli("utils.checkpoint", "run", "out.pth", "--guidance", 1, "--steps", 9)[0] == 0
     assert load_checkpoint(Path("out.pth"))["sampling"] == {"guidance": 1, "steps": 9}
     assert cli("utils.checkpoint")[0] == 2
+    kept = Path("run/model_epoch_10.pth").read_bytes()
+    refuses("utils.checkpoint", "run", "run/model_epoch_10.pth", words=("is the file to read",))
+    assert Path("run/model_epoch_10.pth").read_bytes() == kept
 
 
 def test_version_1_still_loads(cli, tiny_checkpoint):

@@ -26,6 +26,10 @@ def test_the_defaults_are_allowed():
 def test_the_experiment_name_is_made_of_the_settings():
     cfg = TrainConfig(epochs=200, lr=1e-4)
     assert cfg.experiment() == "diffusion_model_unet_200epochs_300timesteps_0.0001lr"
+    own = TrainConfig(dataset="fashion_mnist").experiment()  # never the folder of other data
+    assert own == "diffusion_model_unet_fashion_mnist_20epochs_300timesteps_0.004lr"
+    own = TrainConfig(dataset="folder", data_dir="x/cats/").experiment()
+    assert own.startswith("diffusion_model_unet_folder_cats_20epochs")
     assert TrainConfig(experiment_name="mine").experiment() == "mine"
 
 

@@ -41,7 +41,7 @@ def test_without_noise_an_image_is_its_own(prediction):
             return torch.full_like(x, 7.0)
 
     x = randn(4, 1, 2, 2).float()
-    assert torch.equal(K.x0_of(diffusion, Any(), x, torch.zeros(4).double(), None), x)
+    assert torch.equal(diffusion.x0_hat(Any(), x, torch.zeros(4).double(), None), x)
 
 
 def test_each_image_is_denoised_at_its_own_level():
@@ -51,7 +51,7 @@ def test_each_image_is_denoised_at_its_own_level():
 
     net, x = Layered(), randn(3, 1, 2, 2).float()
     sigma = torch.tensor([0.1, 1.0, 10.0], dtype=torch.float64)
-    together = K.x0_of(DIFFUSION, net, x, sigma, None)
+    together = DIFFUSION.x0_hat(net, x, sigma, None)
     for k in range(3):
         alone = DIFFUSION.denoiser(net)(x[k : k + 1], sigma[k])
         torch.testing.assert_close(together[k : k + 1].clamp(-1, 1), alone)

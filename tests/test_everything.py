@@ -39,14 +39,14 @@ def test_what_is_measured_is_kept(cli, refuses, monkeypatch):
         name = "unet" if "validation.py" in arguments else arguments[3]
         path = Path(f"outputs/benchmark/{name}.json")
         path.parent.mkdir(parents=True, exist_ok=True)
-        made = {"source": source_hash(SOURCE), "command": "python"}
+        made = {"source": source_hash(SOURCE), "command": shlex.join(["python", *arguments[1:]])}
         if name not in fails:
             path.write_text(json.dumps({"provenance": made} if name == "unet" else made))
         return SimpleNamespace(returncode=int(name in fails))
 
     monkeypatch.setattr(module.subprocess, "run", command)
     flags = ["benchmarks", "all", "--only", "unet,floors", "--data_dir", "d", "--device", "cpu"]
-    refuses(*flags, words=("floors: python -m benchmarks floors has failed",))
+    refuses(*flags, words=("floors: python -m benchmarks floors failed",))
     assert [arguments[0] for arguments in run] == [sys.executable] * 2
     assert run[0][-4:] == ["--data_dir", "d", "--device", "cpu"]
     assert str(Path("outputs/benchmark/unet.json")) in run[0]
@@ -56,4 +56,5 @@ def test_what_is_measured_is_kept(cli, refuses, monkeypatch):
     assert cli(*flags)[0] == 0 and len(run) == 3
     Path("outputs/benchmark/unet.json").write_text('{"provenance": {"source": "of other code"}}')
     assert cli(*flags)[0] == 0 and len(run) == 4
+    assert cli(*flags, "--device", "auto")[0] == 0 and len(run) == 6  # of another device
     refuses("benchmarks", "all", "--only", "unet,nets", words=("--only unet,nets", "resnet"))

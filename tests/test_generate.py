@@ -183,14 +183,14 @@ def small_png(name: str, size: int = 20) -> str:
 @pytest.mark.parametrize(
     "flags, words",
     [
-        (["--digits", "12a"], ("--digits 12a", "of the classes 0, 1, 2")),
+        (["--digits", "12a"], ("--digits 12a", "classes among 0, 1, 2")),
         (["--digits", ""], ("--digits", "empty")),
         (["--output", "x.jpg"], ("--output x.jpg", ".png")),
         (["--animate", "film.mp4"], ("--animate film.mp4", ".gif")),
         (["--inpaint", "", "--mask", "left"], ("--inpaint", "empty")),
         (["--interpolate", ""], ("--interpolate", "empty")),
-        (["--labels", "1,10"], ("--labels 1,10", "of the classes 0, 1, 2")),
-        (["--labels", "1,"], ("--labels 1,", "of the classes 0, 1, 2")),
+        (["--labels", "1,10"], ("--labels 1,10", "classes among 0, 1, 2")),
+        (["--labels", "1,"], ("--labels 1,", "classes among 0, 1, 2")),
         (["--label", "1", "--digits", "2"], ("--label", "--digits", "only one")),
         (["--digits", "2", "--interpolate", "1,2"], ("--digits", "--interpolate", "only one")),
         (["--eta", "1.5", "--sampler", "ddim"], ("--eta 1.5", "<= 1")),

@@ -393,6 +393,8 @@ def test_a_network_that_never_hid_a_label_is_not_guided_by_default():
     for settings in ({"label_dropout": 0.0}, {"class_conditional": False}):
         assert resolve(SamplingConfig(), tiny_model(**settings)).guidance == 1
     assert resolve(SamplingConfig(), tiny_model()).guidance == GUIDANCE > 1
+    with pytest.raises(UserError, match="--guidance 0: .*--label_dropout 0; must be 1"):
+        resolve(SamplingConfig(guidance=0.0), tiny_model(label_dropout=0.0))
 
 
 def test_samplers_that_draw_noise_are_known():
@@ -431,6 +433,15 @@ def test_guidance_everywhere_nowhere_and_of_less_than_1():
     for scale in (0.0, 0.5, 1.0):
         less = dataclasses.replace(GUIDED, guidance=scale)
         assert {guidance_at(sigma, less, sigmas) for sigma in sigmas[:-1]} == {scale}
+
+
+def test_with_churn_a_step_is_guided_as_far_as_it_goes():
+    """Heun's churn starts a step above its level; it still goes down to the next level."""
+    sigmas = torch.tensor([4.0, 2.0, 1.0, 0.0], dtype=torch.float64)
+    expected = 1 + 0.5 * math.log(2) / math.log(2.2)
+    found = guidance_at(2.2 * sigmas[2], GUIDED, sigmas[[0, 2, 3]])  # 2.2 -> 0
+    assert found == 1  # the last step, from above the interval
+    assert guidance_at(1.1 * sigmas[1], GUIDED, sigmas) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("name, ratio", [("dpmpp_2m", 3.8), ("unipc", 7.6)])

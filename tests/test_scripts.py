@@ -1,6 +1,7 @@
 """Every script from end to end, through its command line, on a tiny data set."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -44,7 +45,7 @@ def small_synthetic(monkeypatch):
 def test_train_generate_validate(cli, own_folder, model_type):
     flags = ["--model_type", model_type, "--epochs", 2, "--sample_every", 1]
     status, stdout, stderr = cli("main", *TINY, *flags)
-    name = f"diffusion_model_{model_type}_2epochs_20timesteps_0.004lr"
+    name = f"diffusion_model_{model_type}_synthetic_2epochs_20timesteps_0.004lr"
     checkpoint = Path("checkpoints") / name / "model_epoch_1.pth"
     assert status == 0 and str(checkpoint) in stdout and "left" in stderr
     assert checkpoint.exists() and checkpoint.with_name("model_epoch_0.pth").exists()
@@ -62,7 +63,11 @@ def test_train_generate_validate(cli, own_folder, model_type):
     assert (grid[2:30, 2:30] == images[0, 0]).all() and (grid[32:60, 2:30] == images[4, 0]).all()
     assert Image.open("strip.png").size == (2 * (5 * 30 + 2), 2 * (8 * 30 + 2))
 
-    scored = ["--path_to_model", checkpoint, "--experiment_name", name, "--num_samples", 100]
+    drawn = Path("outputs/samples.png").read_bytes()  # the folder stands for its newest checkpoint
+    assert cli("generate", "--checkpoint", checkpoint.parent, *flags)[0] == 0
+    assert Path("outputs/samples.png").read_bytes() == drawn
+
+    scored = ["--path_to_model", checkpoint.parent, "--experiment_name", name, "--num_samples", 100]
     np.savez("real.npz", images=synthetic_digits(300, seed=5)[0].numpy())
     scored += ["--model_type", model_type, "--reference_images", "real.npz"]
     status, stdout, _ = cli("validation", *scored)
@@ -153,7 +158,7 @@ def test_conditional_training_and_labels(cli, refuses, monkeypatch, small_synthe
     read = MNISTFeatures()
     digits = read.probabilities(read(real)).argmax(1)
     assert (digits == labels).float().mean() > 0.8
-    refuses("generate", *draw, "--label", 10, words=("--label 10", "of the classes 0, 1, 2"))
+    refuses("generate", *draw, "--label", 10, words=("--label 10", "classes among 0, 1, 2"))
 
 
 def test_labels_are_drawn_as_often_as_in_the_data(cli, tiny_checkpoint):
@@ -195,13 +200,15 @@ def test_an_untrained_checkpoint_and_every_sampler(cli, tiny_checkpoint):
         (["--sampler", "magic"], ("--sampler magic", "ddpm")),
         (["--label", "3"], ("--label 3", "unconditional")),
         (["--label", "-1"], ("--label -1",)),
+        (["--seed", "9" * 400], ("--seed 999", "<= ")),
+        (["--interpolate", "1," + "9" * 5000], ("--interpolate 1,999", "two seeds")),
         (["--guidance", "2"], ("--guidance 2", "unconditional")),
         (["--guidance", "nan"], ("--guidance nan",)),
         (["--guided_from", "20"], ("--guided_from 20", "--guided_to")),
         (["--output", "/dev/null/x.png"], ("/dev/null", "cannot be written")),
         (["--output", "."], ("--output .", ".png")),
         (["--output", "folder.png"], ("--output folder.png", "folder")),
-        (["--checkpoint", "folder.png"], ("--checkpoint folder.png", "is a folder")),
+        (["--checkpoint", "folder.png"], ("--checkpoint folder.png", "holds no checkpoint")),
         (["--npz", "/dev/null", "--strip", "./a.png", "--output", "a.png"], ("--strip ./a.png",)),
         (["--device", "tpu"], ("--device tpu", "cpu")),
     ],
@@ -229,6 +236,33 @@ def pngs(folder, images):
     folder.mkdir()
     for k, image in enumerate(images):
         Image.fromarray(image).save(folder / f"{k}.png")
+
+
+def test_a_network_that_always_saw_labels_needs_one(refuses, tiny_checkpoint):
+    path = tiny_checkpoint(label_dropout=0.0)
+    refuses("generate", "--checkpoint", path, "--interpolate", "1,2", words=("give --label",))
+    refuses("generate", "--checkpoint", path, "--guidance", 2, words=("--guidance 2", "must be 1"))
+
+
+def test_what_needs_the_data_set_needs_images_of_its_shape(refuses, own_folder):
+    """--reference_images may have any shape, but --memorization also reads the data set."""
+    np.savez("a.npz", images=synthetic_digits(20, seed=5)[0].numpy())
+    pngs(own_folder / "pics", np.zeros((20, 16, 16), dtype=np.uint8))
+    flags = ["--images", "a.npz", "--reference_images", "a.npz", "--memorization"]
+    flags += ["--dataset", "folder", "--data_dir", "pics"]
+    refuses("validation", *flags, words=("--images a.npz", "16"))
+    assert not list(Path().glob("outputs/*/*.json"))
+
+
+def test_a_result_can_go_down_a_pipe(cli, own_folder):
+    np.savez("a.npz", images=synthetic_digits(120, seed=5)[0].numpy())
+    reader, writer = os.pipe()
+    flags = ["--images", "a.npz", "--reference_images", "a.npz", "--json", f"/dev/fd/{writer}"]
+    assert cli("validation", *flags)[0] == 0
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        assert json.load(pipe)["n"] == 120
+    assert not list(own_folder.rglob("*.png"))
 
 
 def test_images_of_others_are_scored_the_same_from_png_and_npz(cli, own_folder):
@@ -520,9 +554,10 @@ def test_results_never_take_the_place_of_others(cli, monkeypatch, small_syntheti
     path = ["--path_to_model", tiny_checkpoint("n" * 240 + ".pth")]  # longer than a name can be
     assert cli("validation", *path, *flags)[0] == 0
     path = ["--path_to_model", tiny_checkpoint(), "--experiment_name", "m"]
-    for more in ([], ["--seed", 1], ["--sampler", "ddim"], ["--guidance", 1], ["--eta", 0]):
+    different = [["--seed", 1], ["--sampler", "ddim"], ["--guidance", 1], ["--eta", 0]]
+    for more in ([], *different, ["--memorization"]):
         assert cli("validation", *path, *flags, *more)[0] == 0
-    assert len(list(Path("outputs/m").glob("scores_tiny_mnist_60_*.json"))) == 5
+    assert len(list(Path("outputs/m").glob("scores_tiny_mnist_60_*.json"))) == 6
     monkeypatch.chdir("run_v1.5")
     assert cli("validation", "--images", ".", "--dataset", "synthetic")[0] == 0
     assert scores_in("outputs/run_v1.5")["n"] == 60

@@ -11,7 +11,7 @@ from scipy.stats import ttest_ind_from_stats
 from config import UserError
 from scoring.diagnosis import Sorted, class_floors
 from scoring.estimate import Estimate, beside
-from scoring.evaluation import Scorer, mean_of
+from scoring.evaluation import Candidate, Scorer, mean_of
 from scoring.metrics import METRICS, all_scores, fid, fid_spread
 from scoring.yardstick import Yardstick, random_pairs
 from utils.data_loader import DatasetInfo, load_dataset
@@ -26,7 +26,7 @@ def fast(monkeypatch):
 class Pixels:
     """Four pixels of an image are its features."""
 
-    name, dim, version, batch_size = "pixels", 4, "1", 500
+    name, dim, version, batch_size, slow = "pixels", 4, "1", 500, False
 
     def __call__(self, images):
         return images.flatten(1).float() / 30
@@ -192,6 +192,28 @@ def test_several_seeds_give_a_mean_with_its_error():
         assert merged[f"{name}_distance"] == pytest.approx(distance)
     assert merged["seed"] == 7 and merged["seeds"] == 4 and merged["warnings"] == ["few"]
     assert merged["results"] == results and merged["n"] == 60
+
+
+@pytest.mark.parametrize("slow, again", [(True, 0), (False, 60)])
+def test_a_slow_network_looks_at_samples_once(own_folder, slow, again):
+    """So an interrupted run with several seeds continues where it was."""
+    seen = []
+
+    class Counting(Pixels):
+        def __call__(self, images):
+            seen.append(len(images))
+            return super().__call__(images)
+
+    network = Counting()
+    network.slow = slow
+    yardstick = Yardstick(network, "test", pictures(300, 1), 60, pictures(600, 2))
+    scorer = Scorer(network, yardstick, DatasetInfo("x", 1, 2, 2, (), ()), None, "cpu")
+    candidate = Candidate(pictures(60, 3), None, "x", {})
+    seen.clear()
+    first = scorer.evaluate(candidate, False, False)
+    assert sum(seen) == 60
+    assert scorer.evaluate(candidate, False, False) == first
+    assert sum(seen) == 60 + again
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.diffusion import Diffusion
 from models.layers import LayerNorm2d
 from utils import distributed
 
@@ -25,18 +24,6 @@ FAINT = 4.0  # times the mean gradient; weaker pulls leave a black pixel black
 def column(values: Tensor) -> Tensor:
     """(B,) -> (B, 1, 1, 1), which broadcasts over images."""
     return values.view(-1, 1, 1, 1)
-
-
-def x0_of(diffusion: Diffusion, net: nn.Module, x: Tensor, sigma: Tensor, y: Tensor | None):
-    """The denoised image of x (B, C, H, W) at levels sigma (B,), float64 on the CPU; not clamped.
-
-    `Diffusion.denoiser` clamps it, and takes one level for the whole batch.
-    """
-    a = (1 + sigma**2).rsqrt()
-    t = diffusion.schedule.t_at(sigma).to(x)
-    a, s = column(a.to(x)), column((sigma * a).to(x))
-    x_t = a * x
-    return diffusion.to_x0(net(x_t, t, y).float(), x_t, a, s)
 
 
 def lower_level(sigma: Tensor, q: float) -> Tensor:

@@ -92,7 +92,10 @@ class DistillingTrainer:
         """
         if progress >= TUNING:
             self.begin_matching()
-        done = (progress - TUNING) / (1 - TUNING) if progress >= TUNING else progress / TUNING
+        if isinstance(self.phase, Tuning):
+            done = progress / TUNING
+        else:  # may be below TUNING, in a run that was given more time
+            done = max(0.0, progress - TUNING) / (1 - TUNING)
         labels = y if self.teacher.net.num_classes else None
         return self.phase.step(x0, labels, done)
 

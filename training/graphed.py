@@ -55,7 +55,9 @@ class GraphedOptimization(Optimization):
 
     def _step(self, loss: Loss, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         value = loss(*inputs)
-        norm = self.differentiate(value)
+        self.net.zero_grad()
+        value.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.grad_clip)
         bad = 1 - norm.isfinite().float()
         taken = self._count(bad)
         updates = [partial(self.update, optimizer, bad) for optimizer in self.optimizers]

@@ -193,6 +193,7 @@ def train(trainer: Trainer, data: Dataset, watch: Callable[[Run], None] = lambda
                 raise SystemExit(128 + int(run.stopped))
             if logger:
                 draw_progress(run, outputs, logger)
+            distributed.of_first(None)  # all wait, so drawing does not count as training time
         if logger:
             logger.close()
             print(run.summary())

@@ -93,12 +93,6 @@ class Optimization:
         for optimizer in self.optimizers:
             optimizer.param_groups[0]["lr"] = lr
 
-    def differentiate(self, loss: Tensor) -> Tensor:
-        """Store the clipped gradient of `loss` in the weights; returns its norm before clipping."""
-        self.net.zero_grad()
-        loss.backward()
-        return torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.grad_clip)
-
     def check(self) -> None:
         """Call this at every report. Raises UserError after three bad steps in a row."""
         if self.bad_in_a_row >= BAD_STEPS:

@@ -86,7 +86,7 @@ class Phase:
         """D(x0 + sigma eps, sigma) of `net`, not clamped; sigma (B,) float64 on the CPU."""
         x = x0 + column(sigma.to(x0)) * eps
         with autocast(self.teacher.device, self.cfg.precision):
-            return distillation.x0_of(self.diffusion, net, x, sigma, y)
+            return self.diffusion.x0_hat(net, x, sigma, y)
 
     def state(self) -> dict:
         return self.optimization.state()

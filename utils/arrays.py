@@ -201,7 +201,8 @@ def _float_reading(low: float, high: float, held: str) -> tuple[Callable, str]:
     elif -0.5 <= low and 128 <= high <= 255.5:
         scale, shift, black, white = 1, 0, 0, 255
     else:
-        raise Refused(f"{held}: which are black and white? must be 0 and 1, -1 and 1 or 0 and 255")
+        ranges = "0 to 1, -1 to 1 or 0 to 255"
+        raise Refused(f"{held}: black to white must be {ranges}")
     note = f"contains floats, read as {black} (black) to {white} (white) and rounded to 8 bits"
     return lambda x: np.rint(x.astype(np.float32) * scale + shift).clip(0, 255), note
 

@@ -44,17 +44,18 @@ def save_checkpoint(path: Path, checkpoint: dict) -> None:
 
 
 def load_checkpoint(path: Path, flag: str = "--checkpoint", device="cpu") -> dict:
-    """Read a checkpoint of this version or an earlier one.
+    """Read a checkpoint of this version or an earlier one; in a folder, the newest one.
 
     Its `config` comes back as a checked `TrainConfig`, and its `data` as a `DatasetInfo`. Raises
     UserError, naming `flag`, if the file is missing or damaged, or of another kind or version.
     """
-    if Path(path).is_dir():
-        raise UserError(f"{flag} {path}: is a folder; must be a file, like model_epoch_0.pth")
-    if not Path(path).is_file():
+    path = newest(path)
+    if path.is_dir():
+        raise UserError(f"{flag} {path}: holds no checkpoint like model_epoch_0.pth")
+    if not path.is_file():
         raise UserError(f"{flag} {path}: no such file")
     try:
-        check_archive(Path(path))
+        check_archive(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             checkpoint = torch.load(path, map_location=device, weights_only=True)
@@ -66,7 +67,7 @@ def load_checkpoint(path: Path, flag: str = "--checkpoint", device="cpu") -> dic
     if version not in ("1", str(VERSION)):
         raise UserError(f"{flag} {path}: checkpoint version {version[:20]}, must be 1 to {VERSION}")
     try:
-        check_weights(checkpoint["ema"], Path(path).stat().st_size)
+        check_weights(checkpoint["ema"], path.stat().st_size)
         checkpoint["config"] = from_dict(TrainConfig, checkpoint["config"])
         if version == "1":
             upgrade(checkpoint)
@@ -126,6 +127,12 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=epoch_number)
 
 
+def newest(path: str | Path) -> Path:
+    """`path`, or if it is a run's folder, the newest checkpoint in it."""
+    path = Path(path)
+    return next(iter(list_checkpoints(path)[-1:]), path) if path.is_dir() else path
+
+
 def epoch_number(path: Path) -> int | None:
     """N of `model_epoch_<N>.pth`, None for other names."""
     match = re.fullmatch(r"model_epoch_(\d+)\.pth", path.name)
@@ -152,17 +159,17 @@ def main() -> None:
             "usage: python -m utils.checkpoint IN OUT.pth [sampling flags], where IN is a .pth or a"
             " run's folder"
         )
-    path = Path(sys.argv[1])
-    if path.is_dir():  # a run's folder: its last checkpoint
-        path = next(iter(list_checkpoints(path)[-1:]), path)
-    checkpoint = load_checkpoint(path, flag="IN")
+    source, target = newest(sys.argv[1]), Path(sys.argv[2])
+    checkpoint = load_checkpoint(source, flag="IN")
+    if source.resolve() == target.resolve():
+        raise UserError(f"OUT {target}: is the file to read; must be another")
     sampling = checkpoint["sampling"] | parse(SamplingConfig, "", sys.argv[3:]).carried()
     config = {**vars(checkpoint["config"]), "data_dir": DATA_DIR, "test_dir": None}  # anonymized
     config["teacher"] = config["teacher"] and Path(config["teacher"]).name
     half = {name: weight.half() for name, weight in checkpoint["ema"].items()}
     data = dataclasses.asdict(checkpoint["data"])
     shared = {"config": config, "data": data, "sampling": sampling, "ema": half}
-    save_checkpoint(Path(sys.argv[2]), shared)
+    save_checkpoint(target, shared)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from config import DATA_DIR, UserError
-from utils.image_folder import load_image_folder
+from utils.image_folder import LARGEST_SIDE, load_image_folder
 from utils.random import Stream, generator
 from utils.synthetic import synthetic_digits
 
@@ -23,7 +23,6 @@ SYNTHETIC_SIZE = {"train": 20_000, "test": 10_000}
 SYNTHETIC_SEED = {"train": 1, "test": 2}
 DIGITS = tuple("0123456789")
 HELD_OUT = 6  # one training image in six; for MNIST that is 10,000, like its test set
-LARGEST_SIDE = 64  # pixels: the largest size that the networks are designed for
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     """
     path = Path(path)
     try:
-        if _is_stream(path):
+        if is_stream(path):
             with open(path, "ab") as stream:
                 stream.write(data)
             return
@@ -72,7 +72,7 @@ def _sync_folder(folder: Path) -> None:
             os.close(number)
 
 
-def _is_stream(path: Path) -> bool:
+def is_stream(path: Path) -> bool:
     """True for what must be written to, never replaced: devices, pipes, open file descriptors."""
     try:
         kind = os.stat(path).st_mode
@@ -122,7 +122,7 @@ def check_ending(path: str, flag: str, allowed: tuple[str, ...]) -> None:
 
     allowed: endings like ".png", in lower case. A device or a pipe may have any name.
     """
-    if Path(path).suffix.lower() not in allowed and not _is_stream(Path(path)):
+    if Path(path).suffix.lower() not in allowed and not is_stream(Path(path)):
         raise UserError(f"{flag} {path}: must end in {' or '.join(allowed)}")
 
 
@@ -134,7 +134,7 @@ def check_different(paths: dict[str, str]) -> None:
     taken: dict[str, str] = {}
     for flag, path in paths.items():
         other = taken.setdefault(os.path.realpath(path), flag)
-        if other != flag and not _is_stream(Path(path)):
+        if other != flag and not is_stream(Path(path)):
             raise UserError(f"--{flag} {path}: --{other} writes to the same file")
 
 
@@ -146,7 +146,7 @@ def check_output(path: str, flag: str, allowed: tuple[str, ...]) -> Path:
     """
     check_filled(path, flag)
     check_ending(path, flag, allowed)
-    if not _is_stream(Path(path)):
+    if not is_stream(Path(path)):
         try:
             target = Path(os.path.realpath(path))
             _mode(target)

@@ -10,7 +10,7 @@ from utils.images import holds_images, read_images, tell
 
 HELD_OUT = 0.1  # share of the images that become the test set if there is no test folder
 HOLD_OUT_SEED = 0
-SIDE_MULTIPLE, LARGEST_SIDE = 4, 64  # pixels
+SIDE_MULTIPLE, LARGEST_SIDE = 4, 64  # pixels, of images that the networks are designed for
 
 
 def load_image_folder(

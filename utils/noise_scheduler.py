@@ -130,7 +130,7 @@ def karras(schedule: NoiseSchedule, steps: int) -> torch.Tensor:
 
 
 def logsnr(schedule: NoiseSchedule, steps: int) -> torch.Tensor:
-    """Evenly spaced in log sigma (Lu et al. 2022, section 4)."""
+    """Evenly spaced in log sigma (Lu et al. 2022)."""
     return below_first_call(schedule, steps, torch.log, torch.exp)
 
 

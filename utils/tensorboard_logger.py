@@ -12,9 +12,9 @@ from config import TrainConfig
 
 
 class TensorBoardLogger:
-    """Writes one run's folder. On resume, hides what was logged from `first_step` on."""
+    """Writes one run's folder. Hides what was logged before from `first_step` on, if given."""
 
-    def __init__(self, folder: Path, first_step: int = 0):
+    def __init__(self, folder: Path, first_step: int | None = 0):
         self.writer = SummaryWriter(str(folder), purge_step=first_step)
 
     def hyperparameters(self, cfg: TrainConfig) -> None:

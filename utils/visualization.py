@@ -102,20 +102,26 @@ def plot_schedule(schedule: NoiseSchedule) -> Figure:
     return figure
 
 
+def comparable_fid(rows: list[dict]) -> str:
+    """The key of the FID to show beside the floor: see `scoring.yardstick.Yardstick`."""
+    return "fid_matched" if any("fid_matched" in row for row in rows) else "fid"
+
+
 def plot_scores(scores: dict, images: Tensor) -> Figure:
     """The first hundred samples; if the classifier can read them, also shares and FID by class."""
     rows = scores.get("classes")
     figure = Figure(figsize=(13 if rows else 5, 4.5))
     panels = figure.subplots(1, 3 if rows else 1, squeeze=False)[0]
     panels[0].imshow(pixels(make_grid(images[:100])), cmap="gray")
-    panels[0].set(title=f"fid {scores['fid']:.2f} (real {scores['fid_floor']:.2f})")
+    fid = scores[comparable_fid([scores])]
+    panels[0].set(title=f"fid {fid:.2f} (real {scores['fid_floor']:.2f})")
     panels[0].axis("off")
     if rows:
         pairs = [("share", "share_reference", "share of images")]
-        pairs += [("fid", "fid_floor", "FID within the class")]
+        pairs += [(comparable_fid(rows), "fid_floor", "FID within the class")]
         for axes, (own, real, title) in zip(panels[1:], pairs, strict=True):
             for key, shift, label in ((own, -0.2, "samples"), (real, 0.2, "real")):
-                heights = [row[key] or 0 for row in rows]
+                heights = [row.get(key) or 0 for row in rows]
                 axes.bar([row["class"] + shift for row in rows], heights, 0.4, label=label)
             axes.set(title=title, xlabel="class", xticks=range(len(rows)))
             axes.margins(y=0.2)
@@ -163,7 +169,7 @@ def plot_bits(found: dict) -> Figure:
     octaves = [math.log2(row["to"] / row["from"]) for row in rows]
     rates = [row["bits_per_dim"] / octave for row, octave in zip(rows, octaves, strict=True)]
     right.stairs(rates, edges, fill=True)
-    right.set(xscale="log", xlabel=r"noise level $\sigma$", ylabel="bits/dim an octave")
+    right.set(xscale="log", xlabel=r"noise level $\sigma$", ylabel="bits/dim per octave")
     right.set(title=f"{found['bits_per_dim']:.3f} bits/dim, of {found['n']} images")
     right.grid(alpha=0.3)
     figure.tight_layout()
@@ -174,9 +180,9 @@ def plot_curve(scores: list[dict]) -> Figure:
     """FID of every checkpoint of a run against its epoch, and the FID of real data."""
     figure = Figure(figsize=(7, 4))
     axes = figure.subplots()
-    epochs = [row["epoch"] for row in scores]
-    spread = [row["fid_spread"] for row in scores]
-    axes.errorbar(epochs, [row["fid"] for row in scores], spread, marker="o", label="samples")
+    epochs, fid = [row["epoch"] for row in scores], comparable_fid(scores)
+    spread = [row[f"{fid}_spread"] for row in scores]
+    axes.errorbar(epochs, [row[fid] for row in scores], spread, marker="o", label="samples")
     floor, floor_spread = scores[0]["fid_floor"], scores[0]["fid_floor_spread"]
     axes.axhline(floor, color="gray", linestyle="--", label="real data")
     axes.axhspan(floor - floor_spread, floor + floor_spread, color="gray", alpha=0.2)
