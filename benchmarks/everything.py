@@ -26,7 +26,7 @@ INCEPTION = "--num_samples 2000 --features inception --dims 768"
 
 def measurements() -> dict[str, tuple[float, str]]:
     """For each result: minutes on two CPU cores, and the command after `python`."""
-    minutes = {"unet": 14, "resnet": 24, "cnn": 10, "one_call": 4, "two_calls": 5}
+    minutes = {"unet": 8, "resnet": 15, "cnn": 6, "one_call": 2, "two_calls": 2}
     found = {
         "sample": (4, "-m benchmarks sample --num_samples 250"),
         "floors": (24, "-m benchmarks floors"),
@@ -36,19 +36,19 @@ def measurements() -> dict[str, tuple[float, str]]:
     for name, flags in SHIPPED.items():
         found[f"{name}_inception"] = 3, f"validation.py --seed {SEED} {flags} {INCEPTION}"
     unguided = f"{FIVE_SEEDS} {SHIPPED['unet']} --guidance 1"
-    found["unet_unguided"] = 12, unguided
+    found["unet_unguided"] = 7, unguided
     for name in ("unet", "one_call"):
-        found[f"{name}_memorization"] = 8, f"validation.py {SHIPPED[name]} --memorization"
+        found[f"{name}_memorization"] = 4, f"validation.py {SHIPPED[name]} --memorization"
     for name in ("unet", "resnet", "cnn"):
         flags = "--likelihood --num_samples 10000 --flow 50"
-        found[f"{name}_likelihood"] = 30, f"validation.py {SHIPPED[name]} {flags}"
+        found[f"{name}_likelihood"] = 4, f"validation.py {SHIPPED[name]} {flags}"
     for name in ("unet", "one_call"):
         flags = f"--seed {SEED} --num_samples 50000 --tstr"
         found[f"{name}_tstr"] = 60, f"validation.py {SHIPPED[name]} {flags}"
-    found["guidance"] = 10, "-m benchmarks guidance"
-    found["faults"] = 12, "-m benchmarks faults --num_samples 2000"
+    found["guidance"] = 6, "-m benchmarks guidance"
+    found["faults"] = 10, "-m benchmarks faults --num_samples 2000"
     calibration = f"--shuffles 1 {SHIPPED['one_call']} --seed {SEED}"
-    found["calibration"] = 20, f"-m benchmarks calibration {calibration}"
+    found["calibration"] = 6, f"-m benchmarks calibration {calibration}"
     found["samplers_inception-768"] = 400, "-m benchmarks samplers --inception 2000 --variety"
     return found
 
