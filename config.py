@@ -160,7 +160,8 @@ class SamplingConfig:
     churn: float | None = setting(None, "heun: S_churn, fresh noise added over all steps", low=0)
     guidance: float | None = setting(
         None,
-        f"scale; 0: unconditional, 1: conditional, more: stronger; default {GUIDANCE} with labels",
+        f"scale; 0: unconditional, 1: conditional, more: stronger; default {GUIDANCE} with labels"
+        " (shipped U-Net: 1)",
         low=0,
     )
     guided_from: float | None = setting(

@@ -35,8 +35,7 @@ def measurements() -> dict[str, tuple[float, str]]:
         found[name] = minutes[name], f"{FIVE_SEEDS} {flags}"
     for name, flags in SHIPPED.items():
         found[f"{name}_inception"] = 3, f"validation.py --seed {SEED} {flags} {INCEPTION}"
-    unguided = f"{FIVE_SEEDS} {SHIPPED['unet']} --guidance 1"
-    found["unet_unguided"] = 7, unguided
+    found["unet_guided"] = 5, f"{FIVE_SEEDS} {SHIPPED['unet']} --guidance 1.5"
     for name in ("unet", "one_call"):
         found[f"{name}_memorization"] = 4, f"validation.py {SHIPPED[name]} --memorization"
     for name in ("unet", "resnet", "cnn"):

@@ -34,6 +34,7 @@ from config import (
     DATA_DIR,
     DEVICES,
     FEW_STEP_SAMPLER,
+    GUIDANCE,
     GUIDED,
     PRETRAINED,
     SAMPLER,
@@ -204,8 +205,10 @@ def sampler_curves(
     floors = measured.scores(real, partial(stand_ins, train))
     curves = [{real: dict.fromkeys(calls, floor)} for floor in floors]
     samplers = [name for name in SAMPLERS if model.few_step == (name == FEW_STEP_SAMPLER)]
-    entries = [(name, 1.0) for name in samplers] + [(SAMPLER, resolve(cfg, model).guidance)]
-    for sampler, guidance in dict.fromkeys(entries):  # equal if the default guidance is 1
+    entries = [(name, 1.0) for name in samplers]
+    if model.can_be_guided:
+        entries.append((SAMPLER, GUIDANCE if cfg.guidance is None else cfg.guidance))
+    for sampler, guidance in dict.fromkeys(entries):  # equal with --guidance 1
         if cfg.sampler not in (None, sampler):
             continue
         asked = dataclasses.replace(cfg, sampler=sampler, guidance=guidance, steps=None)
