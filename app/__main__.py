@@ -15,7 +15,7 @@ from app.actions import CANVAS, DISTILLED, NETWORKS, Actions
 from config import FEW_STEP_SAMPLER, HALVES, SAMPLER, AppConfig, SamplingConfig, UserError, parse
 from sampling.draw import resolve
 from sampling.samplers import SAMPLERS
-from scoring.classifier import CLASSES
+from utils.data_loader import DIGITS
 from utils.script import run
 
 os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}  # before the import
@@ -103,7 +103,7 @@ def draw_tab(page: gr.Blocks, actions: Actions) -> None:
 def watch_tab(tab: gr.Tab, actions: Actions) -> None:
     with gr.Row():
         network = gr.Dropdown(DENOISERS, label="Network")
-        digit, seed = gr.Dropdown(CLASSES, value="7", label="Digit"), number(0, "Seed")
+        digit, seed = gr.Dropdown(DIGITS, value="7", label="Digit"), number(0, "Seed")
         steps = gr.Slider(2, 50, 20, step=1, label="Steps")
     step = gr.Slider(1, 20, 1, step=1, label="Shown after step")
     samplers, paths, pictures = [], [], []
@@ -158,7 +158,7 @@ def complete_tab(actions: Actions) -> None:
 def between_tab(tab: gr.Tab, actions: Actions) -> None:
     with gr.Row():
         network = gr.Dropdown(list(NETWORKS), value="U-Net", label="Network")
-        digit = gr.Dropdown(CLASSES, value="7", label="Digit")
+        digit = gr.Dropdown(DIGITS, value="7", label="Digit")
         first, last = number(5, "From seed"), number(6, "To seed")
     images, line = picture(), gr.Markdown()
 

@@ -16,9 +16,9 @@ from models.diffusion import Watch
 from models.trained import TrainedModel, load_trained
 from sampling.draw import count_evaluated, resolve, sample_images
 from sampling.requests import GREY, MODE_SAMPLERS, Plan, load_mask, make_plan
-from scoring.classifier import CLASSES, CLASSIFIER_PATH, DigitClassifier, load_classifier
+from scoring.classifier import CLASSIFIER_PATH, DigitClassifier, load_classifier
 from scoring.diffusion_classifier import LEVELS, diffusion_classifier
-from utils.data_loader import load_dataset, to_model_range, to_uint8
+from utils.data_loader import DIGITS, load_dataset, to_model_range, to_uint8
 from utils.device import pick_device
 from utils.visualization import enlarged, make_grid
 
@@ -142,7 +142,7 @@ class Actions:
         judges = (logits[0].softmax(dim=0), own)
         return (
             enlarged(digit, 6),
-            *(dict(zip(CLASSES, p.tolist(), strict=True)) for p in judges),
+            *(dict(zip(DIGITS, p.tolist(), strict=True)) for p in judges),
             line,
         )
 

@@ -9,16 +9,16 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from config import PRETRAINED, UserError
-from utils.data_loader import DatasetInfo, epoch_batches
+from utils.data_loader import DIGITS, DatasetInfo, epoch_batches
+from utils.device import autocast
 
-CLASSES = tuple("0123456789")
 CLASSIFIER_PATH = PRETRAINED / "mnist_classifier.pth"
 CLASSIFIER_SHA256 = "0c199308cc1138fb943f3db0c9b78c684fd207e7a198041866b85f9fa65ecabd"
 
 
 def reads(data: DatasetInfo) -> bool:
     """True if the shipped classifier can read the images: digits in the format of MNIST."""
-    return data.shape == DigitClassifier.shape and data.class_names == CLASSES
+    return data.shape == DigitClassifier.shape and data.class_names == DIGITS
 
 
 class DigitClassifier(nn.Module):
@@ -30,7 +30,7 @@ class DigitClassifier(nn.Module):
     dim = 128
     shape = (1, 28, 28)  # of the images that the shipped classifier reads
 
-    def __init__(self, channels: int = 1, num_classes: int = len(CLASSES)):
+    def __init__(self, channels: int = 1, num_classes: int = len(DIGITS)):
         super().__init__()
 
         def block(c_in: int, c_out: int) -> list[nn.Module]:
@@ -83,7 +83,8 @@ def train_classifier(
     batch_size: int = 128,
     lr: float = 1e-2,
     seed: int = 0,
-    num_classes: int = len(CLASSES),
+    num_classes: int = len(DIGITS),
+    precision: str = "fp32",
 ) -> DigitClassifier:
     """A classifier trained on images (N, C, H, W) uint8, labels (N,) < num_classes int64; N >= 2.
 
@@ -103,7 +104,8 @@ def train_classifier(
         for epoch in range(epochs):
             for index in epoch_batches(len(images), batch_size, seed, epoch):
                 x = jitter(images[index].float() / 255, generator)
-                loss = F.cross_entropy(net(x)[1], labels[index])
+                with autocast(device, precision):
+                    loss = F.cross_entropy(net(x)[1], labels[index])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

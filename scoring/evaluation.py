@@ -27,6 +27,7 @@ from scoring.features import CACHE, FeatureNetwork, MNISTFeatures, extract
 from scoring.metrics import METRICS
 from scoring.yardstick import Yardstick, content_hash, image_hash, stand_ins
 from utils.data_loader import Dataset, DatasetInfo
+from utils.device import arithmetic
 from utils.files import write_atomically
 from utils.image_checks import suspicions
 from utils.visualization import plot_nearness
@@ -42,14 +43,18 @@ def learnt_accuracy(
 
     Cached on disk, under a hash of everything that it depends on.
     """
-    classes = test.info.num_classes
-    key = [content_hash(Path(classifier.__file__).read_bytes()), TSTR_STEPS, seed, classes]
+    options = {
+        "epochs": -(-TSTR_STEPS // max(1, len(images) // 128)),
+        "num_classes": test.info.num_classes,
+        "seed": seed,
+        "precision": arithmetic(device, "auto"),
+    }
+    key = [content_hash(Path(classifier.__file__).read_bytes()), options]
     key += [image_hash(x) for x in (images, labels, test.images, test.labels)]
     path = CACHE / f"tstr_{content_hash(repr(key).encode())}.json"
     if path.exists():
         return json.loads(path.read_text())
-    options = {"epochs": -(-TSTR_STEPS // max(1, len(images) // 128)), "num_classes": classes}
-    net = train_classifier(images, labels, device, **options, seed=seed)
+    net = train_classifier(images, labels, device, **options)
     found = accuracy(net, test.images, test.labels, device)
     write_atomically(path, json.dumps(found).encode())
     return found

@@ -1,6 +1,7 @@
 import hashlib
 from pathlib import Path
 
+import pytest
 import torch
 
 from scoring import evaluation
@@ -44,6 +45,7 @@ def test_the_command_writes_the_classifier_that_it_tells_of(cli, monkeypatch):
 def test_what_a_classifier_has_learnt_is_found_again_and_by_its_content_alone(monkeypatch):
     images, labels = synthetic_digits(100, seed=1)
     test, trained = Dataset(*synthetic_digits(50, seed=2), DIGITS), []
+    precision = "fp32"
 
     def counted(*given, **options):
         trained.append(options["seed"])
@@ -51,6 +53,7 @@ def test_what_a_classifier_has_learnt_is_found_again_and_by_its_content_alone(mo
 
     monkeypatch.setattr(evaluation, "TSTR_STEPS", 2)
     monkeypatch.setattr(evaluation, "train_classifier", counted)
+    monkeypatch.setattr(evaluation, "arithmetic", lambda *_: precision)
 
     def learnt(labels, seed):
         return evaluation.learnt_accuracy(images, labels, test, seed, CPU)
@@ -58,4 +61,18 @@ def test_what_a_classifier_has_learnt_is_found_again_and_by_its_content_alone(mo
     assert learnt(labels, 0) == learnt(labels.clone(), 0)
     learnt(labels, 1)
     learnt(labels.flip(0), 1)
-    assert trained == [0, 1, 1]
+    precision = "bf16"
+    learnt(labels, 1)
+    assert trained == [0, 1, 1, 1]
+
+
+def test_bfloat16_rounds_the_products_and_nothing_else():
+    digits = synthetic_digits(400, seed=1)
+    options = {"epochs": 2, "batch_size": 50}
+    exact, rounded = (
+        train_classifier(*digits, CPU, **options, precision=name) for name in ("fp32", "bf16")
+    )
+    pairs = list(zip(exact.parameters(), rounded.parameters(), strict=True))
+    assert all(weight.dtype == torch.float32 for _, weight in pairs)
+    assert not torch.equal(*pairs[0])
+    assert accuracy(rounded, *digits, CPU) == pytest.approx(accuracy(exact, *digits, CPU), abs=0.1)
