@@ -35,6 +35,9 @@ def measurements() -> dict[str, tuple[float, str]]:
         found[name] = minutes[name], f"{FIVE_SEEDS} {flags}"
     for name, flags in SHIPPED.items():
         found[f"{name}_inception"] = 3, f"validation.py --seed {SEED} {flags} {INCEPTION}"
+    for name in ("unet", "resnet", "cnn"):
+        flags = f"{SHIPPED[name]} --features inception --dims 768"
+        found[f"{name}_inception_10000"] = 60, f"{FIVE_SEEDS} {flags}"
     found["unet_guided"] = 5, f"{FIVE_SEEDS} {SHIPPED['unet']} --guidance 1.5"
     for name in ("unet", "one_call"):
         found[f"{name}_memorization"] = 4, f"validation.py {SHIPPED[name]} --memorization"
