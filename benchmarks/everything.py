@@ -21,7 +21,7 @@ SHIPPED = {
     "two_calls": f"--path_to_model {WEIGHTS}/unet_fewstep.pth --steps 2",
 }
 FIVE_SEEDS = f"validation.py --seed {SEED} --seeds 5"
-INCEPTION = "--num_samples 2000 --features inception --dims 768"
+INCEPTION = "--features inception --dims 768"
 
 
 def measurements() -> dict[str, tuple[float, str]]:
@@ -34,10 +34,10 @@ def measurements() -> dict[str, tuple[float, str]]:
     for name, flags in SHIPPED.items():
         found[name] = minutes[name], f"{FIVE_SEEDS} {flags}"
     for name, flags in SHIPPED.items():
-        found[f"{name}_inception"] = 3, f"validation.py --seed {SEED} {flags} {INCEPTION}"
+        few = f"--num_samples 2000 {INCEPTION}"
+        found[f"{name}_inception"] = 3, f"validation.py --seed {SEED} {flags} {few}"
     for name in ("unet", "resnet", "cnn"):
-        flags = f"{SHIPPED[name]} --features inception --dims 768"
-        found[f"{name}_inception_10000"] = 60, f"{FIVE_SEEDS} {flags}"
+        found[f"{name}_inception_10000"] = 60, f"{FIVE_SEEDS} {SHIPPED[name]} {INCEPTION}"
     found["unet_guided"] = 5, f"{FIVE_SEEDS} {SHIPPED['unet']} --guidance 1.5"
     for name in ("unet", "one_call"):
         found[f"{name}_memorization"] = 4, f"validation.py {SHIPPED[name]} --memorization"

@@ -88,7 +88,8 @@ def train_classifier(
 ) -> DigitClassifier:
     """A classifier trained on images (N, C, H, W) uint8, labels (N,) < num_classes int64; N >= 2.
 
-    Trained by AdamW with a one-cycle learning rate that peaks at `lr`, on jittered images.
+    Trained by AdamW with a one-cycle learning rate that peaks at `lr`, on jittered images. With
+    `precision` bf16 the network computes in bfloat16; weights and updates stay float32.
     """
     images, labels = images.to(device), labels.to(device)
     torch.manual_seed(seed)

@@ -132,7 +132,7 @@ def test_conditional_training_and_labels(cli, refuses, monkeypatch, small_synthe
         assert cli("generate", *draw, *flags)[0] == 0
     learnt = []
 
-    def quickly(images, labels, device, **options):
+    def quickly(images, labels, device, epochs, num_classes, seed, precision):
         learnt.append((images, labels))
         return DigitClassifier().eval()
 
