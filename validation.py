@@ -9,24 +9,27 @@ import dataclasses
 import json
 import os
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from config import DATA_DIR, EvalConfig, UserError, parse
 from models.trained import TrainedModel, load_trained
 from sampling.draw import count_evaluated, draw_images, labels_for, resolve
 from scoring.bits import measure, print_bits
 from scoring.evaluation import Candidate, Scorer
-from scoring.features import check_features, load_features
+from scoring.features import FeatureNetwork, check_features, load_features
 from scoring.metrics import METRICS, NEAREST_K
 from scoring.tables import distance_text, print_classes, print_scores
 from scoring.yardstick import Yardstick, content_hash, image_hash
 from utils import distributed
 from utils.checkpoint import epoch_number, list_checkpoints, newest
-from utils.data_loader import describe, load_dataset
+from utils.data_loader import Dataset, describe, load_dataset
 from utils.device import arithmetic, pick_device
 from utils.files import check_output, is_stream, write_atomically
 from utils.image_checks import check_shape
@@ -111,16 +114,41 @@ def read_candidate(cfg: EvalConfig) -> Candidate:
     return Candidate(images, labels, name, facts)
 
 
-def make_scorer(
-    cfg: EvalConfig, candidate: Candidate, model: TrainedModel | None, device: torch.device
-) -> Scorer:
-    """Compare with the test set of the model's data, or with the images that --held_out or
-    --reference_images select."""
+@dataclass(frozen=True)
+class Comparison:
+    """What to compare with, and by which features.
+
+    Attributes:
+        network: computes the features.
+        reference: what the reference is.
+        images: the reference, uint8 (N, C, H, W).
+        name: of the data set.
+        test: its test set, or None if nothing needs it.
+        load: load("train") and load("test") load it.
+    """
+
+    network: FeatureNetwork
+    reference: str
+    images: Tensor
+    name: str
+    test: Dataset | None
+    load: Callable[[str], Dataset]
+
+
+def load_comparison(
+    cfg: EvalConfig, model: TrainedModel | None, device: torch.device
+) -> Comparison:
+    """The feature network, and the test set of the model's data, or the images that --held_out or
+    --reference_images select. Raises UserError before any image is drawn, which takes minutes."""
     name = model.config.dataset if model else cfg.dataset or "mnist"
-    data_dir = cfg.data_dir or (model.config.data_dir if model else DATA_DIR)
-    test_dir = cfg.test_dir or (model.config.test_dir if model else None)
-    real = partial(load_dataset, name, data_dir, test_dir=test_dir, held_out=cfg.held_out)
+    options = {"test_dir": cfg.test_dir, "held_out": cfg.held_out}
+    if model:
+        load = partial(model.dataset, data_dir=cfg.data_dir, **options)
+    else:
+        load = partial(load_dataset, name, cfg.data_dir or DATA_DIR, **options)
     reference = cfg.reference_images
+    needed = not reference or cfg.memorization or cfg.tstr
+    test = load("test") if needed else None
     if reference:
         fewest = 2 * (NEAREST_K + 1)  # because one half is compared with the other
         found = read_images(Path(reference), "--reference_images", at_least=fewest)
@@ -128,21 +156,35 @@ def make_scorer(
         images = found.images
     else:
         reference = f"{name} " + ("held-out images" if cfg.held_out else "test set")
-        images = real("test").images
+        images = test.images
+    network = load_features(cfg.features, cfg.dims, device)
+    return Comparison(network, reference, images, name, test, load)
+
+
+def make_scorer(
+    cfg: EvalConfig,
+    candidate: Candidate,
+    model: TrainedModel | None,
+    against: Comparison,
+    device: torch.device,
+) -> Scorer:
+    """A scorer for candidates like this one."""
+    name, test, reference = against.name, against.test, against.reference
     source = f"--images {cfg.images}" if cfg.images else "the samples"
-    check_shape(candidate.images, tuple(images.shape[1:]), source, like=reference)
-    info = model.data if model else describe(name, candidate.images)
+    check_shape(candidate.images, tuple(against.images.shape[1:]), source, like=reference)
+    if model:
+        info = model.data
+    else:
+        info = test.info if test else describe(name, candidate.images)
     labels, classes = candidate.labels, info.num_classes
     if labels is not None and labels.max() >= classes and (classes or cfg.tstr):
         raise UserError(f"{source}: labels up to {labels.max()}, but {name} has {classes} classes")
-    if cfg.reference_images and (cfg.memorization or cfg.tstr):  # these need the data set
-        own = tuple(real("test").images.shape[1:])
-        check_shape(candidate.images, own, source, like=f"{name} test set")
-    train = None if cfg.reference_images else real("train").images
-    network = load_features(cfg.features, cfg.dims, device)
-    count = len(candidate.images)
-    yardstick = Yardstick(network, reference, images, count, train, cfg.floor_draws)
-    return Scorer(network, yardstick, info, real, device)
+    if test and cfg.reference_images:
+        check_shape(candidate.images, test.info.shape, source, like=f"{name} test set")
+    train = None if cfg.reference_images else against.load("train").images
+    network, count = against.network, len(candidate.images)
+    yardstick = Yardstick(network, reference, against.images, count, train, cfg.floor_draws)
+    return Scorer(network, yardstick, info, against.load, device)
 
 
 def result_path(cfg: EvalConfig, folder: str, name: str, deciding: object) -> Path:
@@ -164,8 +206,9 @@ def write_scores(cfg: EvalConfig, candidate: Candidate, found: dict | list) -> P
     """
     scores = found if isinstance(found, dict) else found[-1]
     what = "all" if cfg.validate_all else short_name(scores.get("model", "images"))
-    deciding = {**candidate.facts, "reference": scores["reference_hash"]}
-    deciding["features"] = scores["feature_hash"]
+    labels = candidate.labels
+    deciding = {**candidate.facts, "labels": None if labels is None else image_hash(labels)}
+    deciding |= {key: scores[key] for key in ("reference", "reference_hash", "feature_hash")}
     deciding |= {key: scores.get(key) for key in ("n_floor_draws", "seeds")}
     deciding |= {"memorization": cfg.memorization, "tstr": cfg.tstr}
     name = f"scores_{what}_{scores['features']}_{scores['n']}"
@@ -188,11 +231,13 @@ def validate_one(cfg: EvalConfig, device: torch.device) -> None:
     if not cfg.images:
         path = find_models(cfg)[0]
         model = load_model(cfg, path, device)
+    with distributed.first_goes_ahead():
+        against = load_comparison(cfg, model, device)
     for seed in range(cfg.seed, cfg.seed + cfg.seeds):
         own = dataclasses.replace(cfg, seed=seed)
         candidate = draw_candidate(own, path, model) if model else read_candidate(own)
         if distributed.is_first():
-            scorer = scorer or make_scorer(cfg, candidate, model, device)
+            scorer = scorer or make_scorer(cfg, candidate, model, against, device)
             found.append(scorer.evaluate(candidate, cfg.memorization, cfg.tstr))
     if not distributed.is_first():
         return
@@ -210,13 +255,15 @@ def validate_one(cfg: EvalConfig, device: torch.device) -> None:
 
 def validate_all(cfg: EvalConfig, device: torch.device) -> None:
     """Score every checkpoint of a run; write a curve, TensorBoard scalars and one JSON file."""
-    scorer, logger, found = None, None, []
+    scorer, against, logger, found = None, None, None, []
     for path in find_models(cfg):
         model = load_model(cfg, path, device)
+        with distributed.first_goes_ahead():
+            against = against or load_comparison(cfg, model, device)
         candidate = draw_candidate(cfg, path, model)
         if not distributed.is_first():
             continue
-        scorer = scorer or make_scorer(cfg, candidate, model, device)
+        scorer = scorer or make_scorer(cfg, candidate, model, against, device)
         scores = scorer.evaluate(candidate, cfg.memorization, cfg.tstr)
         found.append({"epoch": epoch_number(path), **scores})
         print(
@@ -242,10 +289,8 @@ def validate_likelihood(cfg: EvalConfig, device: torch.device) -> None:
     model = load_model(cfg, path, device)
     if not distributed.is_first():
         return
-    data_dir = cfg.data_dir or model.config.data_dir
-    test_dir = cfg.test_dir or model.config.test_dir
     train, test = (
-        load_dataset(model.config.dataset, data_dir, split, test_dir, held_out=cfg.held_out)
+        model.dataset(split, cfg.data_dir, cfg.test_dir, held_out=cfg.held_out)
         for split in ("train", "test")
     )
     options = {"count": cfg.num_samples, "flow": cfg.flow}

@@ -11,7 +11,7 @@
     python -m benchmarks compare   FID of the shipped networks, real images and other programs
     python -m benchmarks samplers  FID against network calls, for each sampler
     python -m benchmarks guidance  FID and agreement with the label against the guidance scale
-    python -m benchmarks all       every published figure of the shipped weights
+    python -m benchmarks all       most published figures of the shipped weights
     python -m benchmarks report    publish results and show them in the pages
 
 Tables and figures are also written to outputs/benchmark/. Training and sampling use the code of

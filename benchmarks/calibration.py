@@ -14,13 +14,13 @@ from benchmarks.common import (
     Figure,
     draw,
     feature_networks,
+    load_digits,
     reference_features,
     whole_numbers,
     with_spread,
     write_table,
 )
 from config import DATA_DIR, DEVICES, INCEPTION_DIMS, SamplingConfig, UserError, setting
-from models.trained import load_trained
 from scoring.estimate import typical
 from scoring.features import extract
 from scoring.metrics import METRICS, NEAREST_K, Reference, Score, all_scores
@@ -77,7 +77,7 @@ def calibrate(cfg: CalibrationConfig) -> None:
 
 def drawn_sets(cfg: CalibrationConfig, count: int) -> list[Tensor]:
     """`count` samples of the network for each seed."""
-    model = load_trained(cfg.path_to_model, pick_device(cfg.device), "--path_to_model")
+    model = load_digits(cfg.path_to_model, pick_device(cfg.device), "--path_to_model")
     seeds = range(cfg.seed, cfg.seed + cfg.seeds)
     return [draw(model, count, dataclasses.replace(cfg, seed=seed)) for seed in seeds]
 

@@ -1,6 +1,7 @@
 """What the benchmarks share: drawing, scoring, timing, and the tables they write."""
 
 import json
+import shlex
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -14,13 +15,17 @@ from config import PRETRAINED, SamplingConfig, UserError
 from models import MODELS
 from models.trained import TrainedModel, load_trained
 from sampling.draw import count_evaluated, labels_for, sample_images
+from scoring.classifier import DigitClassifier, reads
 from scoring.features import FeatureNetwork, extract, load_features
-from scoring.metrics import Reference, fid
+from scoring.metrics import NEAREST_K, Reference, fid
 from scoring.yardstick import content_hash, image_hash, score_text
 from utils.data_loader import Dataset, load_dataset
 from utils.device import pick_device
 from utils.files import write_atomically
+from utils.image_checks import check_shape
+from utils.images import load_images
 from utils.provenance import hardware, provenance, source_hash
+from utils.random import Stream, generator
 
 FOLDER = Path("outputs") / "benchmark"
 SEARCH_SEED = 1000  # of samples used to choose something; reported results use other seeds
@@ -79,6 +84,37 @@ def measurement_key(
     sets = [(image_hash(each.images), content_hash(each.labels.numpy().tobytes())) for each in data]
     parts = [source_hash(rooms), torch.__version__, hardware(device), sets, deciding]
     return content_hash(json.dumps(parts, sort_keys=True).encode())
+
+
+def split_flags(flag: str, text: str) -> list[str]:
+    """The flags in the value of `flag`, split like a shell. Raises UserError."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"--{flag} {text}: cannot be split into flags: {error}") from None
+
+
+def load_digits(
+    path: str, device: torch.device, flag: str = "--checkpoint", held_out: bool = False
+) -> TrainedModel:
+    """The model in a checkpoint. Raises UserError also unless it draws digits like MNIST's."""
+    model = load_trained(path, device, flag, held_out)
+    if not reads(model.data):
+        raise UserError(
+            f"{flag} {path}: was trained on {model.data.name}; must be trained on digits like"
+            " MNIST's, because the benchmarks compare with those"
+        )
+    return model
+
+
+def read_digits(path: Path, flag: str, most: int, seed: int) -> Tensor:
+    """`most` images of another program, or all if there are fewer, uint8 (N, 1, 28, 28).
+
+    They are drawn at random, because files are often sorted by class. Raises UserError.
+    """
+    found = load_images(path, flag, at_least=NEAREST_K + 1)
+    check_shape(found, DigitClassifier.shape, f"{flag} {path}", like="MNIST")
+    return found[torch.randperm(len(found), generator=generator(Stream.ORDER, seed))[:most]]
 
 
 def with_spread(value: float, spread: float) -> dict[str, float]:

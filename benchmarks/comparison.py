@@ -6,19 +6,27 @@ from pathlib import Path
 from benchmarks.common import (
     draw_timed,
     feature_networks,
+    read_digits,
     reference_features,
     shipped_networks,
     whole_numbers,
     with_spread,
     write_table,
 )
-from config import DATA_DIR, DEVICES, INCEPTION_DIMS, SamplingConfig, setting
+from config import (
+    DATA_DIR,
+    DEVICES,
+    INCEPTION_DIMS,
+    MODELS,
+    SamplingConfig,
+    UserError,
+    setting,
+)
 from scoring.features import extract
 from scoring.metrics import fid, fid_spread
 from scoring.yardstick import stand_ins
 from utils.data_loader import load_dataset
 from utils.device import pick_device
-from utils.images import load_images
 
 
 @dataclass(frozen=True)
@@ -38,9 +46,12 @@ def compare(cfg: CompareConfig) -> None:
     sizes = whole_numbers("sizes", cfg.sizes, at_least=2)
     device, most = pick_device(cfg.device), max(sizes)
     paths = [Path(part) for part in (cfg.images or "").split(",") if part]
-    others = {path.stem: load_images(path, "--images")[:most] for path in paths}
+    others = {path.stem: read_digits(path, "--images", most, cfg.seed) for path in paths}
+    real = "real training images"
+    if len(others) < len(paths) or others.keys() & {real, *MODELS}:
+        raise UserError(f"--images {cfg.images}: two sets of images would have the same name")
     train = load_dataset("mnist", cfg.data_dir, "train").images
-    sets = {"real training images": stand_ins(train, most)}
+    sets = {real: stand_ins(train, most)}
     facts = {}
     for name, model in shipped_networks(device):
         sets[name], rate, calls = draw_timed(model, most, cfg)

@@ -1,4 +1,4 @@
-"""Measures every published figure of the shipped weights, one after another."""
+"""Measures the published figures of the shipped weights, one after another."""
 
 import json
 import shlex
@@ -65,7 +65,7 @@ class EverythingConfig:
 
 
 def everything(cfg: EverythingConfig) -> None:
-    """Measure the published figures of the shipped weights; `report --take` publishes them.
+    """Measure published figures of the shipped weights; `report --take` publishes them.
 
     After an interruption, the same command continues.
     """

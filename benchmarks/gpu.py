@@ -1,12 +1,11 @@
 """CUDA graphs on one GPU: images/s of training with and without them, and of sampling."""
 
 import dataclasses
-import shlex
 from dataclasses import dataclass
 
 import torch
 
-from benchmarks.common import draw_timed, seconds_each, whole_numbers, write_table
+from benchmarks.common import draw_timed, seconds_each, split_flags, whole_numbers, write_table
 from config import DEVICES, PRETRAINED, SamplingConfig, TrainConfig, UserError, parse, setting
 from models.trained import TrainedModel, load_trained
 from sampling.draw import labels_for, resolve
@@ -31,7 +30,7 @@ class GPUConfig(SamplingConfig):
 
 def gpu(cfg: GPUConfig) -> None:
     """Images/s on one GPU: training, plain and as one graph, and sampling."""
-    training = parse(TrainConfig, "", shlex.split(cfg.settings))
+    training = parse(TrainConfig, "", split_flags("settings", cfg.settings))
     device = pick_device(cfg.device, training.precision)
     if device.type != "cuda":
         raise UserError(f"--device {cfg.device}: must be cuda, the only device with CUDA graphs")

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.io import write_png
 from torchvision.transforms.functional import gaussian_blur
 
 from benchmarks.common import (
     FOLDER,
     feature_networks,
+    read_digits,
     reference_features,
     with_spread,
     write_table,
@@ -29,7 +29,7 @@ from utils.data_loader import load_dataset
 from utils.device import pick_device
 from utils.images import load_images
 from utils.random import Stream, generator
-from utils.visualization import save_figure
+from utils.visualization import save_figure, save_png
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,9 @@ class SpacesConfig:
     dims: int = setting(768, "Inception layer", choices=INCEPTION_DIMS)
     num_samples: int = setting(10_000, "number of real images, at most", low=40, high=20_000)
     other_images: str | None = setting(None, "faults: also score these images")
-    seed: int = setting(0, "seed for the choice of real images and for the faults", low=0)
+    seed: int = setting(
+        0, "seed for the choice of real images and for the faults", low=0, high=2**63 - 1
+    )
     data_dir: str = setting(DATA_DIR, "data directory; missing files are downloaded")
     device: str = setting("auto", "device to run on", choices=DEVICES)
 
@@ -96,7 +98,7 @@ def faults(cfg: SpacesConfig) -> None:
     sets = faulty_sets(train.images[chosen], train.labels[chosen], cfg.num_samples, cfg.seed)
     if cfg.other_images:
         path = Path(cfg.other_images)
-        others = load_images(path, "--other_images")[: cfg.num_samples]
+        others = read_digits(path, "--other_images", cfg.num_samples, cfg.seed)
         sets[f"{path.stem}, n = {len(others)}"] = others
     found = {}
     for network in feature_networks(cfg.features, cfg.dims, cfg.device):
@@ -154,7 +156,7 @@ def features(cfg: FeaturesConfig) -> None:
         for path, images in zip(folders, (sharp, gaussian_blur(sharp, 5, 0.7)), strict=True):
             path.mkdir()
             for k, image in enumerate(images):
-                write_png(image, str(path / f"{k:05d}.png"))
+                save_png(path / f"{k:05d}.png", image, scale=1)
         for dims in (64, 192, 768):
             start = time.perf_counter()
             network = load_features("inception", dims, device)

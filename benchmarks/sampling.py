@@ -21,6 +21,7 @@ from benchmarks.common import (
     draw,
     draw_timed,
     judge,
+    load_digits,
     measurement_key,
     over_seeds,
     reference_features,
@@ -42,8 +43,8 @@ from config import (
     UserError,
     setting,
 )
-from models.trained import TrainedModel, load_trained
-from sampling.draw import count_evaluated, guidance_at, labels_for, resolve
+from models.trained import TrainedModel
+from sampling.draw import count_evaluated, guidance_at, labels_for, resolve, sampler_options
 from sampling.samplers import SAMPLERS
 from scoring.diagnosis import Nearness, flat_pixels
 from scoring.features import extract, load_features
@@ -58,6 +59,13 @@ from utils.visualization import save_figure
 DISTILLED = PRETRAINED / "unet_fewstep.pth"
 
 
+def alike(cfg: SamplingConfig, **options) -> SamplingConfig:
+    """Other `options`, with the seed, batch size and precision of `cfg`."""
+    return SamplingConfig(
+        seed=cfg.seed, batch_size=cfg.batch_size, precision=cfg.precision, **options
+    )
+
+
 @dataclass(frozen=True)
 class SpeedConfig(SamplingConfig):
     """How to draw, and how many images."""
@@ -70,15 +78,14 @@ class SpeedConfig(SamplingConfig):
 def sample(cfg: SpeedConfig) -> None:
     """Images/s of the shipped networks: by default, with T steps of DDPM, and distilled."""
     device, ways = pick_device(cfg.device), {}
-    own = {"seed": cfg.seed, "batch_size": cfg.batch_size, "precision": cfg.precision}
-    ancestral = SamplingConfig(sampler="ddpm", guidance=1.0, **own)
+    ancestral = alike(cfg, sampler="ddpm", guidance=1.0)
     for name, model in shipped_networks(device):
         ways[name] = (name, model, cfg)
         ways[f"{name}, ddpm"] = (name, model, ancestral)
     if DISTILLED.exists() and "unet" in ways:
-        model = load_trained(DISTILLED, device)
+        model = load_digits(DISTILLED, device)
         for steps in (1, 2):
-            sampling = SamplingConfig(steps=steps, **own)
+            sampling = alike(cfg, steps=steps)
             ways[f"unet_fewstep, {steps}"] = ("unet", model, sampling)
     rates, calls = {way: [] for way in ways}, {}
     for number in range(cfg.rounds):
@@ -121,16 +128,25 @@ class SamplersConfig(SamplingConfig):
 
 def affordable(sampling: SamplingConfig, model: TrainedModel, calls: int) -> SamplingConfig | None:
     """`sampling` with the most steps that fit into `calls` network calls per image, or None."""
-    schedule, best = model.diffusion.schedule, None
-    for steps in range(1, min(calls, schedule.timesteps) + 1):
+    schedule = model.diffusion.schedule
+    for steps in range(min(calls, schedule.timesteps), 0, -1):
         tried = resolve(dataclasses.replace(sampling, steps=steps), model)
-        sigmas = schedule.sampling_sigmas(steps, tried.spacing)
-        levels = list(sigmas[:-1])
-        if tried.sampler == "heun":  # a step between two levels calls the network at both
-            levels += levels[1:-1]
-        twice = sum(guidance_at(sigma, tried, sigmas) not in (0, 1) for sigma in levels)
-        best = tried if len(levels) + twice <= calls else best
-    return best
+        if calls_of(tried, schedule.sampling_sigmas(steps, tried.spacing)) <= calls:
+            return tried
+    return None
+
+
+def calls_of(sampling: SamplingConfig, sigmas: Tensor) -> int:
+    """Network calls per image, counted by running the sampler without a network."""
+    calls, x = [], sigmas.new_zeros(1, 1)
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        calls.append(1 if guidance_at(sigma, sampling, sigmas) in (0, 1) else 2)
+        return x
+
+    options = sampler_options(sampling)
+    SAMPLERS[sampling.sampler].function(denoise, x, sigmas, lambda: x, **options)
+    return sum(calls)
 
 
 class Measured:
@@ -165,7 +181,7 @@ def samplers(cfg: SamplersConfig) -> None:
     calls = whole_numbers("calls", cfg.calls, at_least=1)
     check_inception(cfg.inception, cfg.num_samples)
     device = pick_device(cfg.device)
-    model = load_trained(cfg.checkpoint, device, held_out=cfg.held_out)
+    model = load_digits(cfg.checkpoint, device, held_out=cfg.held_out)
     networks = [(load_features("mnist", 0, device), cfg.num_samples)]
     if cfg.inception:
         networks.append((load_features("inception", 768, device), cfg.inception))
@@ -179,7 +195,7 @@ def samplers(cfg: SamplersConfig) -> None:
         (network.name, n, judge(network, cfg.data_dir, cfg.held_out)) for network, n in networks
     ]
     measured = Measured(FOLDER / f"kept_samplers_{key}.json", spaces)
-    curves = sampler_curves(cfg, model, measured, calls)
+    curves = sampler_curves(cfg, model, measured, calls, data[0].images)
     distilled = load_distilled(cfg)
     if distilled:
         add_distilled(cfg, distilled, curves, measured, calls)
@@ -197,11 +213,14 @@ def samplers(cfg: SamplersConfig) -> None:
 
 
 def sampler_curves(
-    cfg: SamplersConfig, model: TrainedModel, measured: Measured, calls: list[int]
+    cfg: SamplersConfig,
+    model: TrainedModel,
+    measured: Measured,
+    calls: list[int],
+    train: Tensor,
 ) -> list[dict[str, dict[int, float]]]:
     """For each space {row of the table: {network calls: FID}}; the first row is of real images."""
     real = "real training images"
-    train = load_dataset("mnist", cfg.data_dir, "train", held_out=cfg.held_out).images
     floors = measured.scores(real, partial(stand_ins, train))
     curves = [{real: dict.fromkeys(calls, floor)} for floor in floors]
     samplers = [name for name in SAMPLERS if model.few_step == (name == FEW_STEP_SAMPLER)]
@@ -240,7 +259,7 @@ def load_distilled(cfg: SamplersConfig) -> TrainedModel | None:
     path = Path(cfg.distilled)
     if not path.exists() or cfg.sampler not in (None, FEW_STEP_SAMPLER):
         return None
-    model = load_trained(path, pick_device(cfg.device), "--distilled")
+    model = load_digits(path, pick_device(cfg.device), "--distilled")
     return None if cfg.held_out and not model.config.held_out else model
 
 
@@ -253,8 +272,7 @@ def add_distilled(
 ) -> None:
     """Add a row to the `curves`: the distilled network, at up to FEW calls."""
     for steps in (k for k in calls if k <= FEW):
-        asked = SamplingConfig(steps=steps, seed=cfg.seed, batch_size=cfg.batch_size)
-        sampling = resolve(asked, model)
+        sampling = resolve(alike(cfg, steps=steps), model)
         images_of = partial(draw, model, sampling=sampling)
         found = measured.scores(drawn_as(cfg.distilled, sampling), images_of)
         for curve, value in zip(curves, found, strict=True):
@@ -275,15 +293,14 @@ def variety(
     to the training set than a test image is (`Nearness`).
     """
     asked = dataclasses.replace(cfg, sampler=None, steps=None)
-    ways = [(SAMPLER, model, resolve(asked, model))]
+    ways = [(model, resolve(asked, model))]
     for steps in (1, 2) if distilled else ():
-        few = SamplingConfig(steps=steps, seed=cfg.seed, batch_size=cfg.batch_size)
-        ways.append((FEW_STEP_SAMPLER, distilled, resolve(few, distilled)))
+        ways.append((distilled, resolve(alike(cfg, steps=steps), distilled)))
     network = load_features("mnist", 0, pick_device(cfg.device))
     known = [extract(network, x.images, "real images", cache=True) for x in (test, train)]
     reference, pixels = Reference(known[0]), [flat_pixels(x.images) for x in (test, train)]
     rows = []
-    for name, drawing, sampling in ways:
+    for drawing, sampling in ways:
         evaluated = count_evaluated(drawing.net)
         images = draw(drawing, cfg.num_samples, sampling)
         features = extract(network, images, "samples")
@@ -291,7 +308,7 @@ def variety(
         nearness = [Nearness(flat_pixels(images), *pixels), Nearness(features, *known)]
         cells = [with_spread(*scores[metric]) for metric in VARIETY]
         calls = sum(evaluated) / len(images)
-        rows.append([name, calls, *cells, *(found.closer for found in nearness)])
+        rows.append([sampling.sampler, calls, *cells, *(found.closer for found in nearness)])
     return rows
 
 
@@ -320,7 +337,7 @@ def guidance(cfg: GuidanceConfig) -> None:
         raise UserError(f"--scales {cfg.scales}: must be numbers, like 1,1.5,2") from None
     check_inception(cfg.inception, cfg.num_samples)
     device = pick_device(cfg.device)
-    model = load_trained(cfg.checkpoint, device, held_out=cfg.held_out)
+    model = load_digits(cfg.checkpoint, device, held_out=cfg.held_out)
     labels = labels_for(model, cfg.num_samples, cfg.seed)
     if labels is None:
         raise UserError(f"--checkpoint {cfg.checkpoint}: is unconditional; guidance needs labels")

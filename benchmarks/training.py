@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import shlex
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,11 +19,13 @@ from benchmarks.common import (
     measurement_key,
     over_seeds,
     seconds_each,
+    split_flags,
     write_table,
 )
 from benchmarks.figures import plot_learning_curves
 from benchmarks.parts import Cost, cost_of_parts, gemm_rate
 from config import DATA_DIR, DEVICES, MODELS, SamplingConfig, TrainConfig, UserError, parse, setting
+from scoring.classifier import reads
 from scoring.features import load_features
 from training.denoising import DenoisingTrainer
 from training.loop import Run, train
@@ -71,15 +72,15 @@ class QualityConfig:
             "data_dir": self.data_dir,
             "held_out": self.held_out,
         }
-        flags = shlex.split(self.settings)
+        flags = split_flags("settings", self.settings)
         for flag in flags:
-            if flag.removeprefix("--").split("=")[0] in own:
+            if flag.removeprefix("--").split("=")[0] in {*own, "teacher"}:
                 raise UserError(f"--settings {flag}: cannot be set, the benchmark chooses its own")
         return dataclasses.replace(parse(TrainConfig, "", flags), **own)
 
     def drawing(self) -> SamplingConfig:
         """How to draw the images that are scored."""
-        sampling = parse(SamplingConfig, "", shlex.split(self.sampling))
+        sampling = parse(SamplingConfig, "", split_flags("sampling", self.sampling))
         return dataclasses.replace(sampling, seed=SEARCH_SEED)
 
 
@@ -96,6 +97,8 @@ def learning_curve(cfg: QualityConfig, seed: int, goal: float) -> list[dict]:
     training, device, sampling = cfg.training(seed), pick_device(cfg.device), cfg.drawing()
     where = (training.dataset, training.data_dir, "train", training.test_dir)
     data = load_dataset(*where, limit=training.train_size, held_out=training.held_out)
+    if not reads(data.info):
+        raise UserError(f"--settings --dataset {training.dataset}: must be digits like MNIST's")
     networks = [load_features("mnist", 0, device)]
     if cfg.inception:
         networks.append(load_features("inception", 768, device))

@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from config import TrainConfig, UserError
+from config import DATA_DIR, TrainConfig, UserError
 from models import build_diffusion, build_model
 from models.diffusion import Diffusion
 from utils.checkpoint import load_checkpoint, load_weights
-from utils.data_loader import DatasetInfo
+from utils.data_loader import Dataset, DatasetInfo, load_dataset
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,18 @@ class TrainedModel:
     def can_be_guided(self) -> bool:
         """Guidance needs predictions with and without a label."""
         return self.net.num_classes > 0 and not self.needs_label
+
+    def dataset(self, split: str, data_dir: str | None, test_dir: str | None, **options) -> Dataset:
+        """A split of the data that it was trained on; for `options` see `load_dataset`.
+
+        It is read from `data_dir` and `test_dir`, or if these are None, from where it was then.
+        Raises UserError if it cannot be read, or now has other images or classes.
+        """
+        data_dir = data_dir or self.config.data_dir or DATA_DIR
+        test_dir = test_dir or self.config.test_dir
+        found = load_dataset(self.config.dataset, data_dir, split, test_dir, **options)
+        found.info.check_same(self.data, f"--data_dir {data_dir}", "the network")
+        return found
 
 
 def load_trained(

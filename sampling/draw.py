@@ -104,6 +104,12 @@ def draws_noise(sampling: SamplingConfig) -> bool:
     return bool(between_steps or sampling.churn)
 
 
+def sampler_options(sampling: SamplingConfig) -> dict[str, float]:
+    """The arguments of the sampler's function that `sampling`, once resolved, decides."""
+    options = {name: getattr(sampling, name) for name in ("eta", "churn")}
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def labels_for(model: TrainedModel, count: int, seed: int) -> Tensor | None:
     """Labels (count,) int64 for a class-conditional model, None for an unconditional one.
 
@@ -139,8 +145,7 @@ def sample_images(
     """
     sampling, device = resolve(asked, model), model.device
     sigmas = model.diffusion.schedule.sampling_sigmas(sampling.steps, sampling.spacing)
-    options = {name: getattr(sampling, name) for name in ("eta", "churn")}
-    options = {name: value for name, value in options.items() if value is not None}
+    options = sampler_options(sampling)
     size = sampling.batch_size
     recorded = dataclasses.replace(model, net=Graphed(model.net))
     for first in range(share[0] * size, count, share[1] * size):
@@ -185,7 +190,9 @@ def guidance_at(sigma: Tensor, sampling: SamplingConfig, sigmas: Tensor) -> floa
     """
     if sampling.guidance <= 1:
         return sampling.guidance
-    reached = sigmas[sigmas <= sigma]  # begins with the step's level; sigma is higher with churn
+    # Churn raises sigma above the step's level. If that exceeds the level before, `reached` begins
+    # there, and the share is that of the way down to the step's own level.
+    reached = sigmas[sigmas <= sigma]
     below = reached[reached < reached.max()] if len(reached) else reached
     top, bottom = float(sigma), float(below.max()) if len(below) else 0.0
     if bottom == 0:  # the last step, infinitely long in log sigma

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from config import DATA_DIR, FEW_STEP_SAMPLER, HALVES, SampleConfig, SamplingConfig, UserError
+from config import FEW_STEP_SAMPLER, HALVES, SampleConfig, SamplingConfig, UserError
 from models.trained import TrainedModel
 from sampling.draw import draws_noise, encode_images, labels_for, resolve
 from utils import distributed
-from utils.data_loader import DatasetInfo, load_dataset, to_model_range, to_uint8
+from utils.data_loader import DatasetInfo, to_model_range, to_uint8
 from utils.image_checks import check_shape
 from utils.images import load_images, read_images, tell
 from utils.random import ImageNoise
@@ -133,13 +133,9 @@ def load_pictures(cfg: SampleConfig, model: TrainedModel) -> Tensor:
     """
     flag, source = ("inpaint", cfg.inpaint) if cfg.inpaint else ("reconstruct", cfg.reconstruct)
     if source == "test":
-        trained = model.config
-        data_dir = cfg.data_dir or trained.data_dir or DATA_DIR
-        test_dir = cfg.test_dir or trained.test_dir
         with distributed.first_goes_ahead():
-            test = load_dataset(trained.dataset, data_dir, "test", test_dir, cfg.num_samples)
-        check_shape(test.images, model.data.shape, f"--{flag} {source}")
-        return test.images
+            limit = cfg.num_samples
+            return model.dataset("test", cfg.data_dir, cfg.test_dir, limit=limit).images
     found = read_images(Path(source), f"--{flag}", at_least=1)
     tell(found.notes)
     images = found.images

@@ -4,15 +4,11 @@ from scoring.metrics import METRICS
 from scoring.yardstick import score_text
 from utils.visualization import comparable_fid
 
-PARTS = ("", "_spread", "_error", "_distance", "_differs")
-PARTS += ("_floor", "_floor_spread", "_matched", "_matched_spread")
-
 
 def print_scores(scores: dict) -> None:
     """Print the facts, and each metric beside its floor."""
-    details = {name + part for name in METRICS for part in PARTS}
     for key, value in scores.items():
-        if key not in details and isinstance(value, (str, int, float)):
+        if key.split("_")[0] not in METRICS and isinstance(value, (str, int, float)):
             print(f"{key:16} {value:.4g}" if isinstance(value, float) else f"{key:16} {value}")
     matched = f"{METRICS[0]}_matched" in scores
     columns = [f"{scores['seeds']} seeds, ± error" if "seeds" in scores else "samples, ± spread"]

@@ -54,15 +54,17 @@ class Yardstick:
     """What samples are compared with, and the floor: the score of real images in their place.
 
     With training images, the floor's draws are disjoint random sets of them, as large as the set of
-    samples. Like the samples, they are compared with the whole reference.
+    samples. Like the samples, they are compared with the whole reference. If there are fewer
+    training images than samples, the floor is a single draw of all of them.
 
     With only a reference, there are no real images that are independent of it. Its images are split
     at random into pairs of disjoint sets of one size, at most that of the samples and at most half
-    the reference, and one set of each pair is compared with the other. The samples are still scored
-    against the whole reference. But most scores depend on the size of both sets (FID by about 1/n
-    of each), so these scores are not compared with the floor. Instead, equally many samples are
-    scored against the same other set of each pair, and the floor is compared with this `_matched`
-    score.
+    the reference, and one set of each pair is compared with the other.
+
+    The samples are always scored against the whole reference. But most scores depend on the size of
+    both sets (FID by about 1/n of each). So where a draw is smaller than the set of samples, or is
+    compared with a part of the reference, equally many samples are scored against the same images,
+    and the floor is compared with this `_matched` score.
 
     Args:
         network: computes the features.
@@ -126,17 +128,18 @@ class Yardstick:
     def subsets(self, count: int) -> list[Tensor]:
         """Which of `count` samples to score against the opposite side of each draw.
 
-        Each is a random draw of `size`; there are none if the floor uses the whole reference.
+        Each is a random draw of `size`; there are none if all samples already meet the conditions
+        of the floor.
         """
         generator = torch.Generator().manual_seed(FLOOR_SEED)
-        draws = len(self.pairs) if self.cut else 0
+        draws = len(self.pairs) if self.cut or count > self.size else 0
         return [torch.randperm(count, generator=generator)[: self.size] for _ in range(draws)]
 
     def score(self, features: Tensor) -> dict[str, float | int | str | bool | None]:
         """Facts, and for each of METRICS the fields of `beside`."""
         scores, matched = {}, {}
-        if self.cut:
-            parts = [features[part] for part in self.subsets(len(features))]
+        parts = [features[part] for part in self.subsets(len(features))]
+        if parts:
             found = self.by_draw(parts, "samples against the same images")
             # counts as one draw: all pairs may contain the same samples
             matched = {name: Estimate(*typical(scores)) for name, scores in found.items()}

@@ -10,6 +10,7 @@ from PIL import Image
 
 from config import UserError
 from models.trained import load_trained
+from scoring.classifier import DigitClassifier
 from tests.processes import ranks
 from utils.data_loader import load_dataset
 from utils.image_folder import load_image_folder
@@ -58,8 +59,12 @@ def random_inception(monkeypatch):
     monkeypatch.setattr(module, "fid_inception_v3", lambda: module._inception_v3(**options))
 
 
+def last_path(name):
+    return sorted(Path(f"checkpoints/{name}").glob("*.pth"))[-1]
+
+
 def last(name):
-    return torch.load(sorted(Path(f"checkpoints/{name}").glob("*.pth"))[-1], weights_only=True)
+    return torch.load(last_path(name), weights_only=True)
 
 
 @pytest.mark.parametrize(
@@ -154,6 +159,43 @@ def test_a_folder_of_test_images_leaves_all_others_for_training(refuses, colour)
     refuses("main", "--dataset", "synthetic", "--test_dir", "test", words=words)
 
 
+def test_hidden_folders_are_no_classes(colour):
+    for name in (".thumbnails", "@eaDir"):
+        make_folder([name], count=3, height=8, width=8)
+    assert load_dataset("folder", colour, "train").info.class_names == ("cats", "dogs")
+
+
+def test_a_model_is_not_scored_on_data_of_other_classes(cli, refuses, own_folder):
+    make_folder(["cats", "dogs"], count=40, height=28, width=28)
+    train = [*TRAIN, "--experiment_name", "a", "--epochs", 1]
+    assert cli("main", *train, "--data_dir", "images")[0] == 0
+    model = ["--path_to_model", last_path("a"), "--num_samples", 12]
+    Path("images/dogs").rename("images/wolves")
+    words = ("--data_dir images", "(cats, wolves)", "(cats, dogs)")
+    for more in ([], ["--likelihood"], ["--tstr"], ["--reference_images", "images", "--tstr"]):
+        refuses("validation", *model, *more, words=words)
+    generate = ["--checkpoint", model[1], "--inpaint", "test", "--mask", "left"]
+    refuses("generate", *generate, words=words)
+
+
+def test_images_of_others_are_compared_by_the_classes_of_a_folder(cli, refuses, monkeypatch):
+    make_folder(["cats", "dogs"], count=40, height=28, width=28)
+    learnt = []
+
+    def quickly(images, labels, device, epochs, num_classes, seed, precision):
+        learnt.append(num_classes)
+        return DigitClassifier().eval()
+
+    monkeypatch.setattr("scoring.evaluation.train_classifier", quickly)
+    images, labels = load_dataset("folder", "images", "train").images.numpy(), np.arange(72) % 2
+    np.savez("told.npz", images=images, labels=labels)
+    flags = ["--images", "told.npz", "--dataset", "folder", "--data_dir", "images", "--tstr"]
+    status, _, stderr = cli("validation", *flags)
+    assert status == 0 and learnt == [2] * 6, stderr
+    np.savez("told.npz", images=images, labels=labels + 1)
+    refuses("validation", *flags, words=("--images told.npz", "labels up to 2", "2 classes"))
+
+
 def test_jpegs_are_read_too(own_folder):
     make_folder(["a"], count=12, height=16, width=16, ending="jpg")
     assert load_dataset("folder", "images", "train").images.shape == (11, 1, 16, 16)
@@ -186,9 +228,15 @@ def test_folders_that_are_no_data_set_are_refused(refuses, own_folder, make, wor
     refuses("main", *TRAIN, "--data_dir", "images", words=words)
 
 
-def test_resuming_with_other_images_is_an_error(cli, refuses, oblong):
+@pytest.mark.parametrize(
+    "count, size, words",
+    [
+        (80, (16, 16), ("--data_dir other", "(1, 16, 16)", "(1, 16, 24)")),
+        (160, (16, 24), ("--data_dir other", "144 training images", "72")),
+    ],
+)
+def test_resuming_with_other_images_is_an_error(cli, refuses, oblong, count, size, words):
     train = [*TRAIN, "--experiment_name", "a", "--epochs"]
     assert cli("main", *train, 1, "--data_dir", oblong)[0] == 0
-    make_folder([], count=80, height=16, width=16, name="other")
-    words = ("--data_dir other", "(1, 16, 16)", "(1, 16, 24)")
+    make_folder([], count=count, height=size[0], width=size[1], name="other")
     refuses("main", *train, 2, "--data_dir", "other", words=words)

@@ -1,5 +1,6 @@
 """Every script from end to end, through its command line, on a tiny data set."""
 
+import dataclasses
 import json
 import os
 import re
@@ -19,11 +20,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from benchmarks.common import figure_text
 from config import FEW_STEP_SAMPLER, GUIDANCE, SamplingConfig, TrainConfig
 from models.trained import load_trained
-from sampling.draw import count_evaluated, labels_for
+from sampling.draw import count_evaluated, labels_for, resolve, sample_images
 from sampling.samplers import SAMPLERS
 from scoring.classifier import DigitClassifier
 from scoring.features import MNISTFeatures
-from tests.conftest import ROOT, TINY, same, shell
+from tests.conftest import DIGITS, ROOT, TINY, same, shell
 from utils.data_loader import DATASETS, load_dataset
 from utils.synthetic import synthetic_digits
 
@@ -370,6 +371,46 @@ def test_the_tables_of_the_readme(cli, refuses, monkeypatch, synthetic_mnist):
     distance = {name: float(row[-2].split()[0]) for name, row in list(table.items())[2:]}
     assert distance["cnn"] > distance["real training images"] and distance["few"] > 0
     refuses("benchmarks", "compare", "--sizes", "1", words=("--sizes 1", ">= 2"))
+    for twice in ("other.npy,./other.npy", "cnn.npy"):
+        shutil.copy("other.npy", "cnn.npy")
+        refuses("benchmarks", "compare", "--images", twice, words=(f"--images {twice}", "name"))
+    np.save("large.npy", np.zeros((40, 1, 32, 32), dtype=np.uint8))
+    np.save("five.npy", np.zeros((5, 1, 28, 28), dtype=np.uint8))
+    for command, flag in (("compare", "--images"), ("faults", "--other_images")):
+        refuses("benchmarks", command, flag, "large.npy", words=(f"{flag} large.npy", "32 x 32"))
+        refuses("benchmarks", command, flag, "five.npy", words=(f"{flag} five.npy", "at least 6"))
+    refuses("benchmarks", "floors", "--seed", 2**64, words=("--seed", "<= 9223372036854775807"))
+
+
+def test_benchmarks_score_a_random_part_of_a_file():
+    from benchmarks.common import read_digits
+
+    ranked = np.arange(200, dtype=np.uint8)[:, None, None, None] + np.zeros((28, 28), np.uint8)
+    np.save("sorted.npy", ranked)
+    part = read_digits(Path("sorted.npy"), "--images", 50, seed=0)
+    assert len(part) == 50 and part.float().mean() == pytest.approx(100, abs=20)
+    assert torch.equal(part[:20], read_digits(Path("sorted.npy"), "--images", 20, seed=0))
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "loglinear"])
+def test_calls_are_counted_as_the_network_will_be_called(tiny_checkpoint, schedule):
+    from benchmarks.sampling import affordable, calls_of
+
+    model = load_trained(tiny_checkpoint(schedule=schedule, timesteps=300), "cpu")
+    assert (
+        affordable(resolve(SamplingConfig(sampler="heun", guidance=1.0), model), model, 0) is None
+    )
+    for sampler in ("heun", "dpmpp_2m_sde"):
+        asked = resolve(SamplingConfig(sampler=sampler, guidance=2.0), model)
+        for most in (2, 5, 8):
+            sampling = affordable(asked, model, most)
+            sigmas = model.diffusion.schedule.sampling_sigmas(sampling.steps, sampling.spacing)
+            evaluated = count_evaluated(model.net)
+            list(sample_images(model, 1, sampling, labels=torch.zeros(1, dtype=torch.long)))
+            assert sum(evaluated) == calls_of(sampling, sigmas) <= most
+            more = dataclasses.replace(sampling, steps=sampling.steps + 1)
+            sigmas = model.diffusion.schedule.sampling_sigmas(more.steps, more.spacing)
+            assert calls_of(more, sigmas) > most
 
 
 def test_samplers_and_guidance_get_the_calls_they_are_said_to(cli, monkeypatch, synthetic_mnist):
@@ -425,13 +466,23 @@ def test_samplers_and_guidance_get_the_calls_they_are_said_to(cli, monkeypatch, 
     assert float(rows[0][3]) < 0.5 < float(rows[3][3])  # agreement with the labels
 
 
-def test_what_guidance_cannot_be_measured_on(refuses, tiny_checkpoint):
+def test_what_guidance_cannot_be_measured_on(refuses, tiny_checkpoint, synthetic_mnist):
     refuses("benchmarks", "guidance", "--scales", "1,x", words=("--scales 1,x", "numbers"))
     flags = ["--num_samples", 40, "--inception", 50]
     refuses("benchmarks", "guidance", *flags, words=("--inception 50", "--num_samples"))
     path = tiny_checkpoint(class_conditional=False)
     words = (f"--checkpoint {path}", "unconditional")
     refuses("benchmarks", "guidance", "--checkpoint", path, words=words)
+    data = dataclasses.replace(DIGITS, name="fashion_mnist", class_names=tuple("abcdefghij"))
+    path = tiny_checkpoint("clothes.pth", data)
+    for command, flag in (
+        ("guidance", "--checkpoint"),
+        ("samplers", "--checkpoint"),
+        ("calibration", "--path_to_model"),
+    ):
+        words = (f"{flag} {path}", "fashion_mnist", "digits")
+        sizes = ["--sizes", "100"] * (command == "calibration")
+        refuses("benchmarks", command, flag, path, *sizes, words=words)
 
 
 def test_time_to_quality(cli, refuses, monkeypatch, synthetic_mnist):
@@ -454,7 +505,22 @@ def test_time_to_quality(cli, refuses, monkeypatch, synthetic_mnist):
     monkeypatch.setattr("benchmarks.common.source_hash", lambda rooms: "of other code")
     assert "as measured before" not in cli("benchmarks", "speedrun", *flags, "--seeds", 1)[1]
     refuses("benchmarks", "train", "--settings", "--lr 7", words=("--lr 7", "<= 1"))
-    refuses("benchmarks", "train", "--settings", "--seed 7", words=("--settings --seed", "own"))
+    for flag in ("--seed", "--teacher"):
+        words = (f"--settings {flag}", "own")
+        refuses("benchmarks", "train", "--settings", f"{flag} 7", words=words)
+    for flag in ("--settings", "--sampling"):
+        refuses("benchmarks", "train", flag, "--lr '1", words=(f"{flag} --lr '1", "quotation"))
+    monkeypatch.setitem(
+        DATASETS,
+        "fashion_mnist",
+        lambda *given: (
+            torch.zeros(20, 1, 28, 28, dtype=torch.uint8),
+            torch.zeros(20, dtype=torch.long),
+            ("a",),
+        ),
+    )
+    words = ("--settings --dataset fashion_mnist", "digits")
+    refuses("benchmarks", "train", "--settings", "--dataset fashion_mnist", words=words)
 
 
 def test_speeds(cli, monkeypatch):
@@ -558,6 +624,14 @@ def test_results_never_take_the_place_of_others(cli, monkeypatch, small_syntheti
     for more in ([], *different, ["--memorization"]):
         assert cli("validation", *path, *flags, *more)[0] == 0
     assert len(list(Path("outputs/m").glob("scores_tiny_mnist_60_*.json"))) == 6
+    images, labels = (part.numpy() for part in synthetic_digits(60, seed=5))
+    np.savez("reference.npz", images=load_dataset("synthetic", "", "test").images.numpy())
+    against = ["--reference_images", "reference.npz"]
+    for asked, more in ((labels, []), (labels[::-1], []), (labels, against)):
+        np.savez("told.npz", images=images, labels=asked)
+        flags = ["--images", "told.npz", "--dataset", "synthetic"]
+        assert cli("validation", *flags, *more)[0] == 0
+    assert len(list(Path("outputs/told").glob("*.json"))) == 3
     monkeypatch.chdir("run_v1.5")
     assert cli("validation", "--images", ".", "--dataset", "synthetic")[0] == 0
     assert scores_in("outputs/run_v1.5")["n"] == 60

@@ -93,10 +93,23 @@ def test_the_floor_is_what_disjoint_draws_of_training_images_score(count, draws)
     scores = yardstick.score(features(pictures(count, 3)))
     assert scores["n_floor"] == size and scores["n_floor_draws"] == draws
     assert scores["floor_spread"] == ("over draws" if draws >= 5 else "stated")
+    compared = scores["fid_matched" if count > size else "fid"]
     assert scores["fid_distance"] == pytest.approx(
-        (scores["fid"] - scores["fid_floor"]) / scores["fid_floor_spread"]
+        (compared - scores["fid_floor"]) / scores["fid_floor_spread"]
     )
     assert len(Yardstick(Pixels(), "test", test, count, train, draws=1).pairs) == 1
+
+
+def test_more_samples_than_training_images_are_compared_at_the_size_of_the_floor():
+    train, test, samples = pictures(100, 1), pictures(400, 2), features(pictures(300, 3))
+    yardstick = Yardstick(Pixels(), "test", test, len(samples), train)
+    (part,) = yardstick.subsets(len(samples))
+    assert len(part.unique()) == 100 and part.max() > 100
+    scores = yardstick.score(samples)
+    assert scores["fid"] == pytest.approx(fid(samples, features(test)))
+    assert scores["fid_matched"] == pytest.approx(fid(samples[part], features(test)))
+    assert scores["fid_matched"] > 1.5 * scores["fid"]  # the bias of a third of the images
+    assert abs(scores["fid_distance"]) < 3  # all are of the same kind
 
 
 def test_pairs_are_disjoint_and_of_equal_size():

@@ -46,12 +46,7 @@ def load_teacher(cfg: TrainConfig, data: DatasetInfo, device: torch.device) -> T
         raise UserError(f"--label_dropout {cfg.label_dropout:g}: must be 0 with --teacher")
     if cfg.compile:
         raise UserError("--compile: cannot be used with --teacher")
-    old = teacher.data
-    if (old.shape, old.class_names) != (data.shape, data.class_names):
-        raise UserError(
-            f"{flag}: was trained on images {old.shape} of {old.num_classes} classes; the data"
-            f" has images {data.shape} of {data.num_classes}"
-        )
+    data.check_same(teacher.data, f"--data_dir {cfg.data_dir}", flag)
     return teacher
 
 

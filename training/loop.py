@@ -57,6 +57,7 @@ class Run:
     """The progress of a trainer, and everything else that a checkpoint stores about its run.
 
     Attributes:
+        count: the number of training images.
         step: the number of steps taken, over all epochs.
         minutes: the time spent training, without samples and scores.
         stopped: the number of the signal that ends the run, or 0.
@@ -68,7 +69,7 @@ class Run:
 
     def __init__(self, trainer: Trainer, count: int, folder: Path):
         """For `count` training images; checkpoints go to `folder`."""
-        self.trainer, self.cfg, self.folder = trainer, trainer.cfg, folder
+        self.trainer, self.cfg, self.folder, self.count = trainer, trainer.cfg, folder, count
         self.batch_size = min(self.cfg.batch_size, count)
         if self.batch_size % distributed.size():
             raise UserError(
@@ -107,7 +108,7 @@ class Run:
         return path
 
     def state(self) -> dict:
-        own = ("step", "epoch", "minutes", "history", "environments", "changes")
+        own = ("step", "epoch", "count", "minutes", "history", "environments", "changes")
         return {
             "config": dataclasses.asdict(self.cfg),
             "data": dataclasses.asdict(self.trainer.data),
@@ -142,11 +143,13 @@ class Run:
                 )
             if was != now:
                 changes.append(f"--{f.name} {was} -> {now} at step {checkpoint['step']}")
-        was, now = checkpoint["data"], self.trainer.data
-        if (was.shape, was.class_names) != (now.shape, now.class_names):
+        source = f"--data_dir {self.cfg.data_dir}"
+        self.trainer.data.check_same(checkpoint["data"], source, str(path))
+        count = checkpoint.get("count", self.count)  # it decides where an epoch ends
+        if count != self.count:
             raise UserError(
-                f"--data_dir {self.cfg.data_dir}: has images {now.shape} of {now.num_classes}"
-                f" classes; {path} was trained on images {was.shape} of {was.num_classes}"
+                f"{source}: has {self.count} training images; {path} was trained on {count};"
+                " use the same images, or another --experiment_name"
             )
         return changes
 

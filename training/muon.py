@@ -7,7 +7,7 @@ from torch import Tensor
 
 from utils.graphs import in_parallel
 
-# of Newton-Schulz iterations (Jordan et al. 2024): five map singular values in 0..1 to 0.7..1.2
+# of Newton-Schulz iterations (Jordan et al. 2024): five map singular values 0.002..1 to 0.68..1.2
 COEFFICIENTS, ITERATIONS = (3.4445, -4.7750, 2.0315), 5
 
 

@@ -10,8 +10,10 @@ its network is best sampled.
     data              the fields of `DatasetInfo`
     sampling          fields of `SamplingConfig` that suit this network best; may be empty
     ema               the averaged weights, which are used for sampling
-    network, optimizers, generator, device, step, epoch, minutes, history
-                      what training needs to resume
+    network, optimizers, taken, generator, device, step, epoch, count, minutes, history
+                      what training needs to resume; for distillation also `fake` and `critic`
+    skipped, changes, environments
+                      what happened in the run: steps left out, changed settings, machines
 
 Version 1 had neither `data` nor `sampling`, and kept the label shares among the weights.
 """

@@ -53,6 +53,20 @@ class DatasetInfo:
     def num_classes(self) -> int:
         return len(self.class_names)
 
+    def check_same(self, trained: "DatasetInfo", source: str, what: str) -> None:
+        """Raises UserError, naming `source`, unless images and classes are those of `trained`.
+
+        what: what was trained on those.
+        """
+        if (self.shape, self.class_names) != (trained.shape, trained.class_names):
+            raise UserError(
+                f"{source}: has {self._kind()}; {what} was trained on {trained._kind()}"
+            )
+
+    def _kind(self) -> str:
+        names = ", ".join(self.class_names[:10]) + ", ..." * (self.num_classes > 10)
+        return f"images {self.shape} of {self.num_classes} classes" + f" ({names})" * bool(names)
+
     @classmethod
     def from_dict(cls, values: dict) -> "DatasetInfo":
         """Rebuild the metadata in a checkpoint. Raises ValueError if it is invalid."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from config import UserError
-from utils.images import holds_images, read_images, tell
+from utils.images import holds_images, is_hidden, read_images, tell
 
 HELD_OUT = 0.1  # share of the images that become the test set if there is no test folder
 HOLD_OUT_SEED = 0
@@ -49,7 +49,8 @@ def _read(folder: Path, flag: str) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     """Read all images of a folder, by class. Grey images become RGB if others are in colour."""
     if not folder.is_dir():
         raise UserError(f"{flag} {folder}: no such folder")
-    classes = [path for path in sorted(folder.iterdir()) if path.is_dir() and holds_images(path)]
+    folders = [path for path in sorted(folder.iterdir()) if path.is_dir()]
+    classes = [path for path in folders if not is_hidden(path.name) and holds_images(path)]
     if not classes:
         images = _load(folder, flag)
         return images, torch.zeros(len(images), dtype=torch.long), ()

@@ -194,7 +194,7 @@ def _read_folder(folder: Path) -> tuple[np.ndarray, list[str]]:
     if any("/" in name for name in names):
         notes.append(f"read from {len({Path(name).parent for name in names})} folders")
     if left_out:
-        shown = next((name for name in left_out if not _is_hidden(Path(name).name)), left_out[0])
+        shown = next((name for name in left_out if not is_hidden(Path(name).name)), left_out[0])
         notes.append(f"read {len(names)} pictures, left out {len(left_out)} others, like {shown}")
     return images, notes
 
@@ -208,16 +208,16 @@ def _list_pictures(folder: Path) -> tuple[list[str], list[str]]:
     pictures, left_out = [], []
     for top, folders, names in os.walk(folder, onerror=fail):
         below = Path(top).relative_to(folder)
-        skipped = [n for n in folders if _is_hidden(n) or os.path.islink(os.path.join(top, n))]
+        skipped = [n for n in folders if is_hidden(n) or os.path.islink(os.path.join(top, n))]
         folders[:] = [name for name in folders if name not in skipped]
         left_out += [(below / name).as_posix() for name in skipped]
         for name in names:
-            known = name.lower().endswith(ENDINGS) and not _is_hidden(name)
+            known = name.lower().endswith(ENDINGS) and not is_hidden(name)
             (pictures if known else left_out).append((below / name).as_posix())
     return sorted(pictures, key=_natural), sorted(left_out, key=_natural)
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
     """True for hidden files, and for files that operating systems leave in folders."""
     return name.startswith(".") or name.lower() in SYSTEM
 
