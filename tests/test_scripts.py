@@ -450,6 +450,9 @@ def test_samplers_and_guidance_get_the_calls_they_are_said_to(cli, monkeypatch, 
             [FEW_STEP_SAMPLER, "2"],
         ]
         assert all(0 <= float(cell) <= 1 for row in rows for cell in row[-2:])
+        few[1] = ROOT / "checkpoints/pretrained/unet_fewstep.pth"  # it has a sampler of its own
+        table = cli("benchmarks", "samplers", *few)[1].rpartition("closer, features |\n")[2]
+        assert f"| {FEW_STEP_SAMPLER} | 1 |" in table.splitlines()[1]
         drawn.clear()
         patch.setattr(common, "source_hash", lambda rooms: "of other code")
         cli("benchmarks", "samplers", *other)
