@@ -130,9 +130,11 @@ def figure_text(figure: Figure, form: str = "") -> str:
         return figure or ""
     if isinstance(figure, dict):
         value, spread = figure["value"], figure["spread"]
-        return f"{value:{form}} ± {spread:{form}}" if form else score_text(value, spread)
-    whole = isinstance(figure, int) or abs(figure) >= 1000
-    return format(figure, form or (",.0f" if whole else ".4g")).replace("%", " %")
+        text = f"{value:{form}} ± {spread:{form}}" if form else score_text(value, spread)
+    else:
+        whole = isinstance(figure, int) or abs(figure) >= 1000
+        text = format(figure, form or (",.0f" if whole else ".4g"))
+    return text.replace("%", " %")
 
 
 def write_table(
