@@ -25,7 +25,7 @@ demo: .venv/installed
 	@dataset=$$($(BIN)/python -m utils.data_loader); \
 		echo "== Two minutes of training on $$dataset"; \
 		$(BIN)/python main.py --dataset $$dataset --max_minutes 2 --experiment_name demo --keep 1
-	$(BIN)/python generate.py --checkpoint checkpoints/demo/model_epoch_*.pth \
+	$(BIN)/python generate.py --checkpoint checkpoints/demo \
 		--num_samples 100 --output outputs/demo/two_minutes.png
 	@echo "== Look at outputs/demo/shipped.png and outputs/demo/two_minutes.png"
 

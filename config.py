@@ -7,6 +7,7 @@ import argparse
 import dataclasses
 import importlib
 import math
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -32,6 +33,7 @@ GUIDANCE = 1.5  # fixes many digits of a network trained for minutes and hardly 
 GUIDED = (0.6, 2.0)  # the noise levels sigma at which a shape becomes one class or another
 
 DATA_DIR = "./data"
+LONGEST_NAME = 200  # bytes of an experiment's name; file systems allow 255
 PRETRAINED = Path(__file__).parent.absolute() / "checkpoints" / "pretrained"  # the shipped networks
 
 Config = TypeVar("Config")
@@ -142,7 +144,7 @@ class TrainConfig:
 class SamplingConfig:
     """How to sample. None means the checkpoint's value or, failing that, the sampler's default.
 
-    `sampling.draw.resolve` fills in every None; score files record the result.
+    `sampling.draw.resolve` fills in each None that the sampler uses; score files record the result.
     """
 
     sampler: str | None = setting(
@@ -261,6 +263,12 @@ class AppConfig:
     device: str = setting("auto", "device to run on", choices=DEVICES)
 
 
+def program() -> str:
+    """The name of the script that runs, or of the package: `benchmarks` for `-m benchmarks`."""
+    script = Path(sys.argv[0])
+    return script.parent.name if script.name == "__main__.py" else script.name
+
+
 class _Parser(argparse.ArgumentParser):
     """An ArgumentParser that prints errors in one line, without the usage text."""
 
@@ -311,9 +319,13 @@ def check(config: Config) -> Config:
             raise UserError(f"--{f.name} {value}: must be {_describe(f)}")
     name = getattr(config, "experiment_name", None)
     if name is not None and (
-        not name.strip(". ") or set(name) & set("/\\") or not name.isprintable()
+        not name.strip(". ")
+        or set(name) & set("/\\")
+        or not name.isprintable()
+        or len(name.encode()) > LONGEST_NAME
     ):
-        raise UserError(f"--experiment_name {name!r}: must be a plain folder name")
+        limit = f"a plain folder name of at most {LONGEST_NAME} bytes"
+        raise UserError(f"--experiment_name {name[:LONGEST_NAME]!r}: must be {limit}")
     return config
 
 
@@ -332,7 +344,7 @@ def parse(
 
     `defaults` override the defaults of the fields.
     """
-    parser = _Parser(description=description, allow_abbrev=False)
+    parser = _Parser(prog=program(), description=description, allow_abbrev=False)
     for f in dataclasses.fields(kind):
         text, default = f.metadata["help"], defaults.get(f.name, f.default)
         if _choices(f):

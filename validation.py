@@ -31,9 +31,9 @@ from utils import distributed
 from utils.checkpoint import epoch_number, list_checkpoints, newest
 from utils.data_loader import Dataset, describe, load_dataset
 from utils.device import arithmetic, pick_device
-from utils.files import check_output, is_stream, write_atomically
+from utils.files import check_output, is_stream, writable_folder, write_atomically
 from utils.image_checks import check_shape
-from utils.images import read_images, tell
+from utils.images import load_images, read_images, tell
 from utils.provenance import provenance
 from utils.random import Stream, generator
 from utils.script import run
@@ -151,9 +151,7 @@ def load_comparison(
     test = load("test") if needed else None
     if reference:
         fewest = 2 * (NEAREST_K + 1)  # because one half is compared with the other
-        found = read_images(Path(reference), "--reference_images", at_least=fewest)
-        tell(found.notes)
-        images = found.images
+        images = load_images(Path(reference), "--reference_images", at_least=fewest)
     else:
         reference = f"{name} " + ("held-out images" if cfg.held_out else "test set")
         images = test.images
@@ -323,6 +321,8 @@ def check_flags(cfg: EvalConfig) -> None:
         for other in (*others, *sampling):
             if getattr(cfg, flag) and (other in sampling or getattr(cfg, other)):
                 raise UserError(f"--{flag} and --{other}: give one, not both")
+    if cfg.flow == 1:
+        raise UserError("--flow 1: must be 0 or an integer >= 2, for a standard error")
     if cfg.seeds > 1 and (cfg.images or cfg.likelihood or cfg.validate_all):
         raise UserError(
             f"--seeds {cfg.seeds}: needs one model, not --images, --likelihood or --validate_all"
@@ -340,6 +340,8 @@ def main() -> None:
     check_flags(cfg)
     if cfg.json:
         check_output(cfg.json, "--json", (".json",))
+    else:
+        writable_folder(Path("outputs"))
     device = pick_device(cfg.device)
     with distributed.joined(device):
         if cfg.likelihood:

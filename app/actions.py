@@ -11,12 +11,12 @@ from PIL import Image
 from scipy.ndimage import center_of_mass
 from torch import Tensor
 
-from config import HALVES, AppConfig, SampleConfig, SamplingConfig, UserError, check
+from config import HALVES, PRETRAINED, AppConfig, SampleConfig, SamplingConfig, UserError, check
 from models.diffusion import Watch
 from models.trained import TrainedModel, load_trained
 from sampling.draw import count_evaluated, resolve, sample_images
 from sampling.requests import GREY, MODE_SAMPLERS, Plan, load_mask, make_plan
-from scoring.classifier import CLASSIFIER_PATH, DigitClassifier, load_classifier
+from scoring.classifier import DigitClassifier, load_classifier
 from scoring.diffusion_classifier import LEVELS, diffusion_classifier
 from utils.data_loader import DIGITS, load_dataset, to_model_range, to_uint8
 from utils.device import pick_device
@@ -41,7 +41,7 @@ class Actions:
 
     def model(self, network: str) -> tuple[TrainedModel, list[int]]:
         """The model, and the number of images that each of its calls evaluated."""
-        path = CLASSIFIER_PATH.with_name(f"{NETWORKS[network]}.pth")
+        path = PRETRAINED / f"{NETWORKS[network]}.pth"
         model = load_trained(path, self.device)
         return model, count_evaluated(model.net)
 
@@ -115,10 +115,8 @@ class Actions:
         if not missing.any():
             raise UserError("nothing is missing: choose a half, or paint the missing part red")
         sampling = resolve(check(SamplingConfig(seed=seed)), model, MODE_SAMPLERS["inpaint"])
-        known, schedule = (
-            to_model_range(digit.repeat(COMPLETIONS, 1, 1, 1)),
-            model.diffusion.schedule,
-        )
+        schedule = model.diffusion.schedule
+        known = to_model_range(digit.repeat(COMPLETIONS, 1, 1, 1))
         plan = Plan(COMPLETIONS, None, sampling)
         plan.given = {"known": known, "missing": missing.expand_as(known)}
 

@@ -13,15 +13,8 @@ from benchmarks.common import (
     with_spread,
     write_table,
 )
-from config import (
-    DATA_DIR,
-    DEVICES,
-    INCEPTION_DIMS,
-    MODELS,
-    SamplingConfig,
-    UserError,
-    setting,
-)
+from config import DATA_DIR, DEVICES, INCEPTION_DIMS, SamplingConfig, UserError, setting
+from models import MODELS
 from scoring.features import extract
 from scoring.metrics import fid, fid_spread
 from scoring.yardstick import stand_ins

@@ -93,13 +93,15 @@ def faulty_sets(images: Tensor, labels: Tensor, n: int, seed: int) -> dict[str, 
 
 def faults(cfg: SpacesConfig) -> None:
     """Scores of real images with faults, by each metric in each feature space."""
+    others = {}
+    if cfg.other_images:
+        path = Path(cfg.other_images)
+        images = read_digits(path, "--other_images", cfg.num_samples, cfg.seed)
+        others = {f"{path.stem}, n = {len(images)}": images}
     train = load_dataset("mnist", cfg.data_dir, "train")
     chosen = torch.randperm(len(train.images), generator=torch.Generator().manual_seed(cfg.seed))
     sets = faulty_sets(train.images[chosen], train.labels[chosen], cfg.num_samples, cfg.seed)
-    if cfg.other_images:
-        path = Path(cfg.other_images)
-        others = read_digits(path, "--other_images", cfg.num_samples, cfg.seed)
-        sets[f"{path.stem}, n = {len(others)}"] = others
+    sets |= others
     found = {}
     for network in feature_networks(cfg.features, cfg.dims, cfg.device):
         reference = reference_features(network, cfg.data_dir)

@@ -38,11 +38,12 @@ def resolve(
     """
     values = {f.name: getattr(asked, f.name) for f in dataclasses.fields(SamplingConfig)}
     carried = dict(model.sampling)
+    usual = SAMPLER
     if model.few_step:
         check_few_step(asked)
-        default_sampler = FEW_STEP_SAMPLER
-    name = values["sampler"] or default_sampler or carried.get("sampler", SAMPLER)
-    if name != carried.get("sampler", SAMPLER):
+        usual = default_sampler = FEW_STEP_SAMPLER
+    name = values["sampler"] or default_sampler or carried.get("sampler", usual)
+    if name != carried.get("sampler", usual):
         carried = {key: value for key, value in carried.items() if key not in OF_SAMPLER}
     sampler, timesteps = (SAMPLERS | INPAINTERS)[name], model.diffusion.schedule.timesteps
     defaults = {

@@ -16,7 +16,7 @@ from sampling.draw import draws_noise, encode_images, labels_for, resolve
 from utils import distributed
 from utils.data_loader import DatasetInfo, to_model_range, to_uint8
 from utils.image_checks import check_shape
-from utils.images import load_images, read_images, tell
+from utils.images import load_images
 from utils.random import ImageNoise
 
 MODES = ("digits", "inpaint", "reconstruct", "interpolate")
@@ -136,9 +136,7 @@ def load_pictures(cfg: SampleConfig, model: TrainedModel) -> Tensor:
         with distributed.first_goes_ahead():
             limit = cfg.num_samples
             return model.dataset("test", cfg.data_dir, cfg.test_dir, limit=limit).images
-    found = read_images(Path(source), f"--{flag}", at_least=1)
-    tell(found.notes)
-    images = found.images
+    images = load_images(Path(source), f"--{flag}", at_least=1)
     check_shape(images, model.data.shape, f"--{flag} {source}")
     if len(images) == 1 and cfg.inpaint:
         return images.repeat(cfg.num_samples, 1, 1, 1)

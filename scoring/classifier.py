@@ -12,6 +12,7 @@ from config import PRETRAINED, UserError
 from utils.data_loader import DIGITS, DatasetInfo, epoch_batches
 from utils.device import autocast
 
+BATCH_SIZE = 128
 CLASSIFIER_PATH = PRETRAINED / "mnist_classifier.pth"
 CLASSIFIER_SHA256 = "0c199308cc1138fb943f3db0c9b78c684fd207e7a198041866b85f9fa65ecabd"
 
@@ -64,11 +65,12 @@ def load_classifier(device="cpu") -> DigitClassifier:
 
 
 def jitter(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Random affine maps of x (B, C, H, W): up to 10 degrees, 10 % in size, 2 pixels of shift."""
+    """Random affine maps of x (B, C, H, W): rotation by up to 10 degrees, 10 % in size, a shear of
+    0.1, and a shift of 2 pixels if the image is square."""
     u = torch.rand(5, len(x), generator=generator).to(x) * 2 - 1
     angle, log_scale, shear = u[0] * math.radians(10), u[1] * 0.1, u[2] * 0.1
     cos, sin = angle.cos() * log_scale.exp(), angle.sin() * log_scale.exp()
-    shift = u[3:] * 2 * 2 / x.shape[-1]  # 2 pixels; the image is 2 units wide
+    shift = u[3:] * 2 * 2 / x.shape[-1]  # the image is 2 units wide
     rows = [torch.stack([cos, shear - sin, shift[0]], 1), torch.stack([sin, cos, shift[1]], 1)]
     grid = F.affine_grid(torch.stack(rows, 1), list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, align_corners=False)
@@ -80,7 +82,7 @@ def train_classifier(
     device: torch.device,
     *,
     epochs: int = 12,
-    batch_size: int = 128,
+    batch_size: int = BATCH_SIZE,
     lr: float = 1e-2,
     seed: int = 0,
     num_classes: int = len(DIGITS),

@@ -1,5 +1,6 @@
 """The full evaluation of a set of images: scores, classes, copies, usefulness."""
 
+import contextlib
 import json
 import statistics
 from collections.abc import Callable
@@ -11,7 +12,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from scoring.classifier import DigitClassifier, accuracy, reads, train_classifier
+from config import UserError
+from scoring.classifier import BATCH_SIZE, DigitClassifier, accuracy, reads, train_classifier
 from scoring.diagnosis import (
     Nearness,
     Sorted,
@@ -43,7 +45,7 @@ def learnt_accuracy(
     Cached on disk, under a hash of everything that it depends on.
     """
     options = {
-        "epochs": -(-TSTR_STEPS // max(1, len(images) // 128)),
+        "epochs": -(-TSTR_STEPS // max(1, len(images) // BATCH_SIZE)),
         "num_classes": test.info.num_classes,
         "seed": seed,
         "precision": arithmetic(device, "auto"),
@@ -56,7 +58,8 @@ def learnt_accuracy(
         return json.loads(path.read_text())
     net = train_classifier(images, labels, device, **options)
     found = accuracy(net, test.images, test.labels, device)
-    write_atomically(path, json.dumps(found).encode())
+    with contextlib.suppress(UserError):  # a full disk must not cost the result
+        write_atomically(path, json.dumps(found).encode())
     return found
 
 

@@ -5,6 +5,7 @@ which digit it is and how well formed. `inception` is the network of the publish
 texture and edges.
 """
 
+import contextlib
 import hashlib
 from pathlib import Path
 from typing import Protocol
@@ -132,12 +133,15 @@ def _extract(network: FeatureNetwork, images: Tensor, bar: tqdm) -> Tensor:
 
 
 def _cached(network: FeatureNetwork, images: Tensor, bar: tqdm) -> Tensor:
-    """The file name contains hashes of network, code and images, and the file a hash of its data,
-    so stale or damaged files are never used but computed again."""
-    size = "x".join(map(str, images.shape))
+    """The features of a block of images, from a file if it was computed before.
+
+    The file's name contains hashes of network, code and images, and the file a hash of its data, so
+    stale or damaged files are never used.
+    """
+    shape = "x".join(map(str, images.shape))
     key = hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest()[:16]
     made = f"{network.name}_{network.version}_{source_hash(CODE)}"
-    path = CACHE / f"{made}_{size}_{key}.features"
+    path = CACHE / f"{made}_{shape}_{key}.features"
     size = 4 * len(images) * network.dim
     try:
         data = path.read_bytes()
@@ -149,5 +153,6 @@ def _cached(network: FeatureNetwork, images: Tensor, bar: tqdm) -> Tensor:
         pass
     features = _extract(network, images, bar)
     data = features.numpy().tobytes()
-    write_atomically(path, hashlib.sha256(data).digest() + data)
+    with contextlib.suppress(UserError):  # a full disk must not cost the features
+        write_atomically(path, hashlib.sha256(data).digest() + data)
     return features

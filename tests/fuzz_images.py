@@ -28,6 +28,12 @@ KINDS = ("npz", "npy", *FORMATS, "forged")
 DIGITS = synthetic_digits(20, seed=5)[0].numpy()
 
 
+def peak_memory():
+    """The most bytes of memory that this process has used so far."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
     """Flip, cut, drop, double or overwrite some of the bytes."""
     kind, at = rng.randrange(5), rng.randrange(len(data))
@@ -140,7 +146,7 @@ if __name__ == "__main__":
             start = time.monotonic()
             read, slowest = fuzz(kind, count, Path(folder))
             seconds = time.monotonic() - start
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            peak = peak_memory() / 2**20
             print(
                 f"{kind:6} {read:4} of {count} read, the others refused; {seconds:.1f} s in all,"
                 f" slowest {1000 * slowest:.0f} ms; peak memory {peak:.0f} MiB"

@@ -237,12 +237,15 @@ def test_a_checkpoint_comes_back_as_it_was(own_folder):
     assert torch.equal(loaded["ema"]["w"], weights["w"])
 
 
-def test_export_keeps_what_sampling_needs(cli, refuses, own_folder):
-    cfg = TrainConfig(data_dir="/home/me", test_dir="/home/me/test", teacher="/home/me/unet.pth")
-    optimizers = {"big": 1}
+def test_export_keeps_what_sampling_needs(cli, refuses, own_folder, tiny_checkpoint):
     Path("run").mkdir()
-    save_model(Path("run/model_epoch_9.pth"), cfg, {}, optimizers=optimizers)
-    save_model(Path("run/model_epoch_10.pth"), cfg, {"w": torch.ones(2)}, optimizers=optimizers)
+    own = {"data_dir": "/home/me", "test_dir": "/home/me/test", "teacher": "/home/me/unet.pth"}
+    values = torch.load(tiny_checkpoint(**own), weights_only=True)
+    for epoch in (9, 10):
+        weights = {name: torch.full_like(w, epoch) for name, w in values["ema"].items()}
+        torch.save(
+            {**values, "ema": weights, "optimizers": {"big": 1}}, f"run/model_epoch_{epoch}.pth"
+        )
     status, _, _ = cli("utils.checkpoint", "run", "out.pth")  # a folder is its last checkpoint
     assert status == 0
     whole = Path("out.pth").read_bytes()
@@ -252,9 +255,13 @@ def test_export_keeps_what_sampling_needs(cli, refuses, own_folder):
     assert set(small) == {"format", "version", "config", "data", "sampling", "ema"}
     assert small["config"]["data_dir"] == "./data" and small["config"]["test_dir"] is None
     assert small["config"]["teacher"] == "unet.pth"
-    assert small["ema"]["w"].tolist() == [1, 1] and small["ema"]["w"].dtype == torch.float16
+    assert all((weight == 10).all() for weight in small["ema"].values())
+    assert {weight.dtype for weight in small["ema"].values()} == {torch.float16}
     assert cli("utils.checkpoint", "run", "out.pth", "--guidance", 1, "--steps", 9)[0] == 0
     assert load_checkpoint(Path("out.pth"))["sampling"] == {"guidance": 1, "steps": 9}
+    for flag, value in (("--steps", 21), ("--guidance", 2), ("--churn", 3)):  # T is 20; distilled
+        refuses("utils.checkpoint", "run", "new.pth", flag, value, words=(f"{flag} {value}",))
+    assert not Path("new.pth").exists()
     assert cli("utils.checkpoint")[0] == 2
     kept = Path("run/model_epoch_10.pth").read_bytes()
     refuses("utils.checkpoint", "run", "run/model_epoch_10.pth", words=("is the file to read",))
@@ -284,6 +291,7 @@ def test_version_1_still_loads(cli, tiny_checkpoint):
     [
         {"channels": 2},
         {"height": 10**6},
+        {"height": 30},
         {"label_shares": [0.1] * 9},
         {"label_shares": [-1.0] + [0.1] * 9},
         {"name": "faces"},

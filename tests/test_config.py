@@ -12,6 +12,7 @@ from config import (
     check,
     from_dict,
     parse,
+    program,
 )
 from tests.conftest import shell
 
@@ -73,6 +74,7 @@ def test_a_config_from_a_file_is_checked(values):
         ("experiment_name", "a/b"),
         ("experiment_name", ".."),
         ("experiment_name", " "),
+        ("experiment_name", "é" * 101),
         ("experiment_name", "not text: \udcff"),
         ("experiment_name", ""),
     ],
@@ -127,3 +129,9 @@ def test_old_names_of_scripts_still_work(own_folder, script, words):
     process = shell(script, "--help", cwd=own_folder, stdout=subprocess.PIPE)
     stdout, stderr = process.communicate()
     assert process.returncode == 0 and words in stdout, stderr
+
+
+def test_errors_name_the_script_or_the_package(monkeypatch):
+    for argument, name in (("/a/generate.py", "generate.py"), ("/a/app/__main__.py", "app")):
+        monkeypatch.setattr("sys.argv", [argument])
+        assert program() == name

@@ -85,6 +85,13 @@ def test_a_corrupt_cache_is_rebuilt(own_folder, images, damage):
     assert path.read_bytes() == good
 
 
+def test_a_cache_that_cannot_be_written_costs_nothing(images):
+    features.CACHE.parent.mkdir()
+    features.CACHE.write_text("a file where the folder should be")
+    network = Counting()
+    assert torch.equal(extract(network, images, "x", cache=True), network(images))
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_network_that_gives_nan_is_refused(images, bad):
     network = Counting()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from config import UserError
-from utils.files import check_ending, check_filled, check_output, writable_folder, write_atomically
+from utils.files import check_ending, check_output, writable_folder, write_atomically
 
 FULL = Path("/dev/full")
 
@@ -164,15 +164,6 @@ def test_endings_say_what_is_written():
             check_ending(name, "--output", (".png",))
     with pytest.raises(UserError, match="^--animate film.mp4: must end in .gif or .png$"):
         check_ending("film.mp4", "--animate", (".gif", ".png"))
-
-
-@pytest.mark.parametrize("value", ["", " "])
-def test_an_empty_flag_is_an_error(value):
-    check_filled(None, "--inpaint")
-    check_filled("test", "--inpaint")
-    for check in (check_filled, lambda value, flag: check_output(value, flag, (".png",))):
-        with pytest.raises(UserError, match='^--inpaint "": must not be empty$'):
-            check(value, "--inpaint")
 
 
 def test_an_output_is_checked_before_there_is_one():

@@ -159,6 +159,13 @@ def test_a_folder_of_test_images_leaves_all_others_for_training(refuses, colour)
     refuses("main", "--dataset", "synthetic", "--test_dir", "test", words=words)
 
 
+def test_a_folder_that_cannot_be_looked_at(refuses):
+    for flag in ("--data_dir", "--test_dir"):
+        long = ["--data_dir", make_folder([], count=20, height=16, width=16)]
+        long += [flag, "x" * 300]
+        refuses("main", *TRAIN, *long, words=(f"{flag} xxx",))
+
+
 def test_hidden_folders_are_no_classes(colour):
     for name in (".thumbnails", "@eaDir"):
         make_folder([name], count=3, height=8, width=8)

@@ -3,13 +3,12 @@
 import io
 import os
 import random
-import resource
 
 import torch
 
 from config import UserError
 from models.trained import load_trained
-from tests.fuzz_images import mutate_bytes
+from tests.fuzz_images import mutate_bytes, peak_memory
 
 MUTATIONS = int(os.environ.get("MUTATIONS", 300))
 
@@ -52,7 +51,7 @@ def test_mutated_checkpoints_are_loaded_or_refused(tiny_checkpoint, own_folder):
     target = own_folder / "mutated.pth"
     rng, loaded, refused = random.Random(0), 0, 0
     x, t = torch.zeros(1, 1, 28, 28), torch.zeros(1)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory()
     for k in range(MUTATIONS):
         target.write_bytes(mutate_bytes(data, rng) if k % 2 else mutate_values(values, rng))
         try:
@@ -66,6 +65,6 @@ def test_mutated_checkpoints_are_loaded_or_refused(tiny_checkpoint, own_folder):
         except UserError as error:
             assert str(error).startswith(f"--checkpoint {target}") and len(str(error)) < 600
             refused += 1
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    grown = peak_memory() - before
     assert loaded + refused == MUTATIONS and loaded > 2 and refused > MUTATIONS / 2
     assert grown < 2**30

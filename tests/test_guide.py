@@ -11,7 +11,7 @@ import torch
 from tests.conftest import ROOT
 from utils.notebook import GUIDE, NOTEBOOK, cells, execute, notebook
 
-TEXT = GUIDE.read_text()
+TEXT = GUIDE.read_text("utf-8")
 # "- Ho et al. 2020, eq. 4: [`NoiseSchedule`](../utils/noise_scheduler.py)"
 LINKS = re.findall(
     r"^- (.+? \d{4}b?)(?:, (.+))?: \[`(.+?)`\]\(\.\./(.+?)\.py\)$", TEXT, re.MULTILINE
@@ -19,7 +19,7 @@ LINKS = re.findall(
 
 
 def test_the_notebook_is_the_guide():
-    assert NOTEBOOK.read_text() == notebook(TEXT), "run python -m utils.notebook"
+    assert NOTEBOOK.read_text("utf-8") == notebook(TEXT), "run python -m utils.notebook"
     made = json.loads(notebook("# A\n\n```python\nx = 1\n```\n\n$$y$$\n\n```python\nx += 1\n```\n"))
     assert [cell["cell_type"] for cell in made["cells"]] == ["markdown", "code", "markdown", "code"]
     assert "".join(made["cells"][1]["source"]) == "x = 1"

@@ -281,6 +281,11 @@ def test_a_network_made_for_it_from_the_command_line(cli, few_digits):
         assert f"{found[key]:.4f} ± {found[key + '_error']:.4f}" in stdout
 
 
+def test_one_image_has_no_standard_error(refuses):
+    flags = ["--path_to_model", "a.pth", "--likelihood", "--flow", 1]
+    refuses("validation", *flags, words=("--flow 1", "0 or an integer >= 2"))
+
+
 def test_an_unconditional_network_pays_for_no_label(cli, few_digits, tiny_checkpoint):
     path = tiny_checkpoint(class_conditional=False)
     status, stdout, _ = cli("validation", "--path_to_model", path, "--likelihood")

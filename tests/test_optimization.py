@@ -169,6 +169,20 @@ def test_a_damaged_optimizer_state_is_refused():
         optimization.load_state(state)
 
 
+def test_the_options_of_optimizers_are_those_of_the_device_that_resumes():
+    """On MPS, AdamW is not fused; its checkpoint must also go on where it is."""
+    one, loss = start(Optimization)
+    run(one, loss, [0])
+    state = copy.deepcopy(one.state())
+    assert state["optimizers"][0]["param_groups"][0]["fused"]
+    state["optimizers"][0]["param_groups"][0]["fused"] = False
+    one.load_state(state)
+    assert one.state()["optimizers"][0]["param_groups"][0]["fused"]
+    state["optimizers"][1]["param_groups"][0]["params"].pop()
+    with pytest.raises(ValueError, match="other weights"):
+        one.load_state(state)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_checkpoint_without_a_count_of_effective_steps_goes_on(kind):
     """As those were before it: the average then goes on from steps less those skipped."""

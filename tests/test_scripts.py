@@ -379,7 +379,7 @@ def test_the_tables_of_the_readme(cli, refuses, monkeypatch, synthetic_mnist):
     for command, flag in (("compare", "--images"), ("faults", "--other_images")):
         refuses("benchmarks", command, flag, "large.npy", words=(f"{flag} large.npy", "32 x 32"))
         refuses("benchmarks", command, flag, "five.npy", words=(f"{flag} five.npy", "at least 6"))
-    refuses("benchmarks", "floors", "--seed", 2**64, words=("--seed", "<= 9223372036854775807"))
+    refuses("benchmarks", "floors", "--seed", 2**64, words=("--seed", "<= 9.2"))
 
 
 def test_benchmarks_score_a_random_part_of_a_file():
@@ -638,6 +638,12 @@ def test_results_never_take_the_place_of_others(cli, monkeypatch, small_syntheti
     monkeypatch.chdir("run_v1.5")
     assert cli("validation", "--images", ".", "--dataset", "synthetic")[0] == 0
     assert scores_in("outputs/run_v1.5")["n"] == 60
+
+
+def test_a_score_that_cannot_be_written_is_reported_before_the_work(refuses, tiny_checkpoint):
+    Path("outputs").write_text("a file")
+    flags = ["--path_to_model", tiny_checkpoint(), "--data_dir", "none"]
+    refuses("validation", *flags, words=("output folder outputs", "cannot be written"))
 
 
 def bad_images(kind):

@@ -41,7 +41,7 @@ class Muon(torch.optim.Optimizer):
         the precision of the matrix products.
 
     Attributes:
-        found_inf: None, or a scalar on the device: a step changes nothing if it is 1 and not 0.
+        found_inf: None, or a scalar on the device. If it is 1, steps change nothing; else it is 0.
             With a scalar, the learning rate must be a scalar on the device, too. (torch's own
             optimizers use this name.)
     """

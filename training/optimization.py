@@ -120,9 +120,12 @@ class Optimization:
         if self.ema:
             self.ema.model.load_state_dict(state["ema"])
         for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(kept)
+            groups = optimizer.state_dict()["param_groups"]  # with the options of this device
+            if [g["params"] for g in kept["param_groups"]] != [g["params"] for g in groups]:
+                raise ValueError("the optimizer state belongs to other weights")
+            optimizer.load_state_dict({"state": kept["state"], "param_groups": groups})
             for p, values in optimizer.state.items():  # torch does not check their shapes
                 if any(v.ndim and v.shape != p.shape for v in values.values()):
                     raise ValueError("the optimizer state has the wrong shape")
-        self.skipped = int(state.get("skipped", 0))
+        self.skipped = int(state.get("skipped", 0))  # older checkpoints lack both
         self.taken = int(state["taken"] if "taken" in state else state["step"] - self.skipped)

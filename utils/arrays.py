@@ -17,6 +17,7 @@ MOST_STORED = 7 * 2**26  # bytes of an array as stored
 MOST_PIXELS = 3 * 2**26  # bytes of all images as uint8; reading takes less than 1 GiB
 HEADER = 2**14  # bytes: the longest .npy header that is read
 TAKEN = "a folder of pictures (PNG, JPEG, BMP, TIFF), a picture, a .npz or a .npy"
+ENDINGS = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff")  # of pictures
 CHUNK = 2**20  # bytes or pixels processed at a time
 
 NAMES = ("images", "arr_0")  # names for an array of images; arr_0 is NumPy's default
@@ -118,7 +119,7 @@ def _sketch(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> str:
 def _what_archive(names: list[str]) -> str:
     if any(Path(name).name == "data.pkl" for name in names):
         return f"is a PyTorch file, must be {TAKEN}"
-    if any(name.lower().endswith((".png", ".jpg", ".jpeg", ".bmp", ".tif")) for name in names):
+    if any(name.lower().endswith(ENDINGS) for name in names):
         return "is a zip archive of pictures: unpack it and name the folder"
     return f"is a zip archive without arrays, must be {TAKEN}"
 
@@ -188,7 +189,7 @@ def _reading(array: np.ndarray) -> tuple[Callable[[np.ndarray], np.ndarray], str
             return eight_bits(array)
         raise Refused(f"{held}, must be from 0 to 255")
     if high == 1:
-        return lambda x: x * 255, "contains only 0 and 1, read as black and white"
+        return lambda x: np.where(x, 255, 0), "contains only 0 and 1, read as black and white"
     return lambda x: x, ""
 
 

@@ -51,11 +51,15 @@ def load_checkpoint(path: Path, flag: str = "--checkpoint", device="cpu") -> dic
     Its `config` comes back as a checked `TrainConfig`, and its `data` as a `DatasetInfo`. Raises
     UserError, naming `flag`, if the file is missing or damaged, or of another kind or version.
     """
-    path = newest(path)
-    if path.is_dir():
-        raise UserError(f"{flag} {path}: holds no checkpoint like model_epoch_0.pth")
-    if not path.is_file():
-        raise UserError(f"{flag} {path}: no such file")
+    try:
+        path = newest(path)
+        if path.is_dir():
+            raise UserError(f"{flag} {path}: holds no checkpoint like model_epoch_0.pth")
+        if not path.is_file():
+            raise UserError(f"{flag} {path}: no such file")
+        path.open("rb").close()
+    except OSError as error:
+        raise UserError(f"{flag} {path}: cannot be read: {error.strerror}") from None
     try:
         check_archive(path)
         with warnings.catch_warnings():
@@ -168,6 +172,11 @@ def main() -> None:
     sampling = checkpoint["sampling"] | parse(SamplingConfig, "", sys.argv[3:]).carried()
     config = {**vars(checkpoint["config"]), "data_dir": DATA_DIR, "test_dir": None}  # anonymized
     config["teacher"] = config["teacher"] and Path(config["teacher"]).name
+    from models.trained import load_trained  # which imports this module
+    from sampling.draw import resolve
+
+    model = load_trained(source, "cpu", "IN")
+    resolve(SamplingConfig(), dataclasses.replace(model, sampling=sampling))  # do they fit?
     half = {name: weight.half() for name, weight in checkpoint["ema"].items()}
     data = dataclasses.asdict(checkpoint["data"])
     shared = {"config": config, "data": data, "sampling": sampling, "ema": half}

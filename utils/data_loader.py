@@ -1,5 +1,6 @@
 """Data sets, each loaded as one uint8 tensor, and the metadata that other modules read."""
 
+import contextlib
 import gzip
 import math
 import os
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from config import DATA_DIR, UserError
-from utils.image_folder import LARGEST_SIDE, load_image_folder
+from utils.image_folder import LARGEST_SIDE, SIDE_MULTIPLE, load_image_folder
 from utils.random import Stream, generator
 from utils.synthetic import synthetic_digits
 
@@ -78,6 +79,8 @@ class DatasetInfo:
             raise ValueError("its images are neither grey nor RGB")
         if not all(1 <= n <= LARGEST_SIDE for n in sizes) or info.name not in list(DATASETS):
             raise ValueError("its data set or image size is unknown to this version")
+        if info.height % SIDE_MULTIPLE or info.width % SIDE_MULTIPLE:
+            raise ValueError(f"its image sides are not multiples of {SIDE_MULTIPLE}")
         names, shares = info.class_names, info.label_shares
         if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
             raise ValueError("its classes have no names")
@@ -228,8 +231,9 @@ def _download(name: str, root: Path) -> None:
     near = next(path for path in (root.absolute(), *root.absolute().parents) if path.is_dir())
     try:
         with tempfile.TemporaryDirectory(prefix=".download_", dir=near) as private:
-            for packed in root.glob("*.tar.gz"):
-                Path(private, packed.name).symlink_to(packed.absolute())
+            for packed in root.glob("*.tar.gz"):  # CIFAR-10's, to save a download
+                with contextlib.suppress(OSError):  # a file system without links
+                    Path(private, packed.name).symlink_to(packed.absolute())
             _class(name)(private, download=True)
             folder.mkdir(parents=True, exist_ok=True)
             for path in Path(private, TORCHVISION[name][1]).iterdir():

@@ -111,12 +111,6 @@ def writable_folder(path: Path) -> Path:
     return Path(path)
 
 
-def check_filled(value: str | None, flag: str) -> None:
-    """Raise UserError if a flag has an empty value. It may be left out."""
-    if value is not None and not value.strip():
-        raise UserError(f'{flag} "": must not be empty')
-
-
 def check_ending(path: str, flag: str, allowed: tuple[str, ...]) -> None:
     """Raise UserError if the name does not match what is written, as `s.jpg` for a PNG.
 
@@ -141,10 +135,9 @@ def check_different(paths: dict[str, str]) -> None:
 def check_output(path: str, flag: str, allowed: tuple[str, ...]) -> Path:
     """Make sure, before hours of work, that the result can be written to `path`.
 
-    Creates its folder. Raises UserError if the name is empty or its ending is not one of `allowed`,
-    or if the file cannot be written.
+    Creates its folder. Raises UserError if the ending is not one of `allowed`, or if the file
+    cannot be written.
     """
-    check_filled(path, flag)
     check_ending(path, flag, allowed)
     if not is_stream(Path(path)):
         try:

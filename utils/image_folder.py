@@ -1,12 +1,13 @@
 """A folder of image files as a data set: its subfolders are the classes."""
 
+import os
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from config import UserError
-from utils.images import holds_images, is_hidden, read_images, tell
+from utils.images import holds_images, is_hidden, load_images
 
 HELD_OUT = 0.1  # share of the images that become the test set if there is no test folder
 HOLD_OUT_SEED = 0
@@ -24,7 +25,7 @@ def load_image_folder(
     Raises UserError if images are missing or differ in size, if a side is not a multiple of 4 or
     exceeds 64, or if `test_dir` differs in size, colour or classes.
     """
-    if test_dir and not Path(test_dir).is_dir():  # report it before training, not after
+    if test_dir and not os.path.isdir(test_dir):  # report it before training, not after
         raise UserError(f"--test_dir {test_dir}: no such folder")
     images, labels, names = _read(Path(data_dir), "--data_dir")
     _check_size(images, data_dir)
@@ -47,19 +48,23 @@ def load_image_folder(
 
 def _read(folder: Path, flag: str) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     """Read all images of a folder, by class. Grey images become RGB if others are in colour."""
-    if not folder.is_dir():
-        raise UserError(f"{flag} {folder}: no such folder")
-    folders = [path for path in sorted(folder.iterdir()) if path.is_dir()]
-    classes = [path for path in folders if not is_hidden(path.name) and holds_images(path)]
+    try:
+        if not folder.is_dir():
+            raise UserError(f"{flag} {folder}: no such folder")
+        folders = [path for path in sorted(folder.iterdir()) if path.is_dir()]
+        classes = [path for path in folders if not is_hidden(path.name) and holds_images(path)]
+        beside = holds_images(folder, below=False)
+    except OSError as error:
+        raise UserError(f"{flag} {folder}: cannot be read: {error.strerror}") from None
     if not classes:
-        images = _load(folder, flag)
+        images = load_images(folder, flag, at_least=1)
         return images, torch.zeros(len(images), dtype=torch.long), ()
-    if holds_images(folder, below=False):
+    if beside:
         raise UserError(
             f"{flag} {folder}: contains images beside the subfolders {classes[0].name}, ...: move"
             " them into subfolders, one per class"
         )
-    sets = [_load(path, flag) for path in classes]
+    sets = [load_images(path, flag, at_least=1) for path in classes]
     for path, images in zip(classes, sets, strict=True):
         if images.shape[2:] != sets[0].shape[2:]:
             raise UserError(
@@ -71,12 +76,6 @@ def _read(folder: Path, flag: str) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     labels = torch.arange(len(sets)).repeat_interleave(counts)
     together = torch.cat([images.expand(-1, channels, -1, -1) for images in sets])
     return together, labels, tuple(path.name for path in classes)
-
-
-def _load(folder: Path, flag: str) -> Tensor:
-    found = read_images(folder, flag, at_least=1)
-    tell(found.notes)
-    return found.images
 
 
 def _size(images: Tensor) -> str:

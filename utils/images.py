@@ -22,6 +22,7 @@ from torch import Tensor
 
 from config import UserError
 from utils.arrays import (
+    ENDINGS,
     MOST_PIXELS,
     TAKEN,
     Refused,
@@ -33,7 +34,6 @@ from utils.arrays import (
 )
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")  # formats whose pixels Pillow reads unchanged
-ENDINGS = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff")
 MOST_PICTURE = 2**24  # pixels in one picture
 MOST_FILE = 2**28  # bytes in the file of one picture
 
@@ -73,8 +73,10 @@ class ImageSet:
 
 
 def load_images(path: Path, flag: str, at_least: int = 2) -> Tensor:
-    """Only the images of `read_images`."""
-    return read_images(path, flag, at_least).images
+    """The images of `read_images`; its notes are printed."""
+    found = read_images(path, flag, at_least)
+    tell(found.notes)
+    return found.images
 
 
 def read_images(path: Path, flag: str, at_least: int = 2) -> ImageSet:

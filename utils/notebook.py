@@ -45,7 +45,7 @@ def execute(markdown: str) -> dict:
 
 
 def main() -> None:
-    text = GUIDE.read_text()
+    text = GUIDE.read_text("utf-8")
     write_atomically(NOTEBOOK, notebook(text).encode())
     os.chdir(GUIDE.parent)  # the folder where a notebook runs
     execute(text)

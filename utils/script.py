@@ -4,10 +4,9 @@ import errno
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NoReturn
 
-from config import UserError
+from config import UserError, program
 
 
 class _Output:
@@ -76,10 +75,10 @@ def run(main: Callable[[], None]) -> NoReturn:
     except UserError as error:
         line = " ".join(str(error).split())
         if error.speaks or not _is_one_of_many():
-            print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr)
+            print(f"{program()}: error: {line}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print(f"{Path(sys.argv[0]).name}: interrupted", file=sys.stderr)
+        print(f"{program()}: interrupted", file=sys.stderr)
         sys.exit(130)
     finally:
         sys.stdout.flush()
