@@ -42,6 +42,15 @@ TESTS = {
     "training/ema.py": ["ema"],
     "training/muon.py": ["muon"],
     "utils/checkpoint.py": ["checkpoint"],
+    "sampling/draw.py": ["samplers", "fewstep"],
+    "scoring/bits.py": ["likelihood"],
+    "scoring/likelihood.py": ["likelihood"],
+    "scoring/yardstick.py": ["yardstick"],
+    "training/denoising.py": ["optimization"],
+    "training/distillation.py": ["distillation"],
+    "training/matching.py": ["distiller"],
+    "training/optimization.py": ["optimization"],
+    "training/tuning.py": ["distiller"],
 }
 SLOW = "fresh_digits or kill_9 or processes_that_write"  # tests that are left out
 HEAVY = "diffusers matplotlib.pyplot scipy.linalg scipy.ndimage torch.utils.tensorboard".split()

@@ -1,3 +1,4 @@
+import errno
 import os
 import pickle
 import subprocess
@@ -303,3 +304,13 @@ def test_facts_that_make_no_sense_are_refused(refuses, tiny_checkpoint, change):
     values = torch.load(path, weights_only=True)
     torch.save({**values, "data": {**values["data"], **change}}, path)
     refuses("generate", "--checkpoint", path, words=(f"--checkpoint {path}", "damaged"))
+
+
+def test_a_checkpoint_that_may_not_be_read(tiny_checkpoint, monkeypatch):
+    def denied(*given, **options):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    path = tiny_checkpoint()
+    monkeypatch.setattr(Path, "open", denied)
+    with pytest.raises(UserError, match="cannot be read: Permission denied"):
+        load_checkpoint(path)

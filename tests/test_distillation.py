@@ -154,6 +154,12 @@ def test_a_critic_sees_an_image_through_any_network(model_type, labels):
     assert [o.shape for o in opinions] == [(3, 1, *m.shape[2:]) for m in maps]
     sum(o.sum() for o in opinions).backward()
     assert (x.grad.abs().amax(dim=(1, 2, 3)) > 0).all()
+    with torch.no_grad():
+        for embedding in critic.call:
+            embedding.weight[1] = 1.0
+        told, untold = (critic(maps, torch.tensor(s)) for s in ([True, False, True], [False] * 3))
+    for a, b in zip(told, untold, strict=True):  # it knows which call it judges
+        assert ((a - b).abs().amax(dim=(1, 2, 3)) > 0).tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize("labels", [True, False])
@@ -183,3 +189,16 @@ def test_at_black_only_strong_pulls_pass_and_at_white_all():
 def test_unit_gradients_have_unit_size():
     assert abs(K.unit(5 * randn(3, 1, 4, 4)).square().mean() - 1) < 1e-12
     assert K.unit(torch.zeros(2)).abs().max() == 0
+
+
+def test_a_pull_has_the_gradient_it_is_given():
+    raw, gradient = randn(2, 1, 4, 4).requires_grad_(), randn(2, 1, 4, 4, seed=1)
+    K.pull(raw, gradient).backward()
+    torch.testing.assert_close(raw.grad, gradient / raw.numel())
+
+
+def test_the_highest_levels_count_as_much_as_their_cap():
+    one, zero = torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)
+    lower = torch.tensor([87.5])
+    losses = [K.consistency_loss(one, zero, torch.tensor([s]), lower) for s in (100.0, 6000.0)]
+    assert losses[0] == losses[1]

@@ -13,7 +13,7 @@ from tests.conftest import DIGITS, same, save_model
 from tests.processes import ranks
 from training.distiller import DistillingTrainer, inherited
 from training.matching import Matching
-from training.tuning import Draws
+from training.tuning import LOG_SIGMA, TOP_EVERY, TOP_LEVELS, Draws
 from utils.synthetic import synthetic_digits
 
 TINY = ["--train_size", 64, "--batch_size", 16, "--sample_every", 0, "--device", "cpu"]
@@ -114,16 +114,100 @@ def test_the_checkpoint_explains_itself(cli, teacher, settings):
     assert cli("main", *command[1:-1], "few", "--teacher", distilled)[0] == 2
 
 
-def test_matching_begins_at_a_share_of_the_run_with_what_tuning_has_averaged(teacher):
+def distilling(teacher):
+    """A trainer, and a batch of eight digits with labels."""
     path = str(teacher())
     cfg = TrainConfig(teacher=path, batch_size=8, **inherited(path))
-    trainer = DistillingTrainer(cfg, DIGITS, torch.device("cpu"))
     x0, y = synthetic_digits(8, seed=0)
-    x0 = x0.float() / 127.5 - 1
-    trainer.train_step(x0, y, 0.0)
-    tuned = {name: p.clone() for name, p in trainer.model.net.named_parameters()}
+    trainer = DistillingTrainer(cfg, DIGITS, torch.device("cpu"))
+    return trainer, x0.float() / 127.5 - 1, y
+
+
+def test_tuning_lowers_its_loss(teacher):
+    trainer, x0, y = distilling(teacher)
+    drawn, losses = trainer.generator.get_state(), []
+    for _ in range(30):
+        trainer.generator.set_state(drawn)  # the same levels and noise
+        losses.append(trainer.train_step(x0, y, 0.2)[0].item())
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_images_are_led_to_where_the_teacher_sees_them(teacher, monkeypatch):
+    """Where the fake puts 0.5 and the teacher 0.1, a step down the gradient darkens."""
+    trainer, x0, y = distilling(teacher)
     trainer.begin_matching()
-    assert isinstance(trainer.phase, Matching)
+    phase, plain, second = trainer.phase, Matching.denoised, torch.arange(8) % 2
+    monkeypatch.setattr("training.matching.CRITIC_WEIGHT", 0.0)
+
+    def denoised(self, net, *given):
+        return 0 * plain(self, net, *given) + (0.5 if net is self.fake.net else 0.1)
+
+    monkeypatch.setattr(Matching, "denoised", denoised)
+    draws = Draws(trainer.generator, x0.shape)
+    assert (phase.gradients(draws, x0, x0, y, second, y + 11 * second)[0] > 0).all()
+
+
+def test_images_are_led_to_what_the_critic_likes(teacher, monkeypatch):
+    """Here it likes bright pixels, so a step down the gradient brightens."""
+    trainer, x0, y = distilling(teacher)
+    trainer.begin_matching()
+    seen, second = [], torch.arange(8) % 2
+    monkeypatch.setattr("training.matching.CRITIC_WEIGHT", 1e6)
+
+    def denoised(self, net, x, *given):
+        seen.append(x)
+        return x
+
+    monkeypatch.setattr(Matching, "denoised", denoised)
+    monkeypatch.setattr(Matching, "opinions", lambda self, maps, second: [seen[0]])
+    draws = Draws(trainer.generator, x0.shape)
+    gradient = trainer.phase.gradients(draws, x0, x0, y, second, y + 11 * second)[0]
+    assert (gradient < 0).all()
+
+
+def test_the_critic_learns_to_like_real_images(teacher, monkeypatch):
+    trainer, x0, y = distilling(teacher)
+    trainer.begin_matching()
+    generated, second = [], torch.arange(8) % 2
+
+    def opinions(self, maps, second):
+        if maps[0].requires_grad:  # the images to lead
+            generated.append(maps[0].detach())
+            return [maps[0]]
+        return [torch.tensor(-2.0 if torch.equal(maps[0], generated[0]) else 2.0)]
+
+    monkeypatch.setattr(Matching, "opinions", opinions)
+    draws = Draws(trainer.generator, x0.shape)
+    opposed = trainer.phase.gradients(draws, x0, x0, y, second, y + 11 * second)[1]
+    assert opposed == 0
+
+
+def test_levels_of_tuning_include_the_highest_and_those_of_matching_the_lowest(teacher):
+    trainer, x0, y = distilling(teacher)
+    draws = Draws(trainer.generator, torch.Size([8000, *x0.shape[1:]]))
+    levels = trainer.phase.schedule.sigmas
+    sigma = trainer.phase.draw_levels(draws)
+    high = sigma[::TOP_EVERY]
+    assert torch.isin(high, levels[-TOP_LEVELS:]).all() and len(high.unique()) == TOP_LEVELS
+    mean, std = LOG_SIGMA
+    others = sigma[torch.arange(8000) % TOP_EVERY > 0].log()
+    assert others.median().item() == pytest.approx(mean, abs=0.1 * std)
+    share = draws.stratified().sort().values * 8000
+    assert torch.equal(share.floor(), torch.arange(8000).double())
+    trainer.begin_matching()
+    t = trainer.phase.schedule.t_at(trainer.phase.draw_levels(draws)).round()
+    low = (t < 4).double().mean().item()  # of T = 20: a fifth
+    assert low == pytest.approx(0.1 + 0.9 * 0.19 / 0.97, abs=0.03)
+
+
+def test_matching_begins_at_a_share_of_the_run_with_what_tuning_has_averaged(teacher):
+    trainer, x0, y = distilling(teacher)
+    for _ in range(3):
+        trainer.train_step(x0, y, 0.0)
+    tuned = {name: p.clone() for name, p in trainer.model.net.named_parameters()}
+    last_tuned = {name: p.clone() for name, p in trainer.optimization.net.named_parameters()}
+    trainer.begin_matching()
+    assert isinstance(trainer.phase, Matching) and not same(tuned, last_tuned)
     assert same(tuned, dict(trainer.optimization.net.named_parameters()))
     fake, teacher_net = trainer.phase.fake.net, trainer.teacher.net
     assert torch.equal(fake.stem.weight, teacher_net.stem.weight)

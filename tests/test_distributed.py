@@ -107,7 +107,7 @@ def test_two_ranks_equal_one_and_checkpoints_move_between_them(cli):
 def test_two_ranks_draw_and_score_what_one_does(cli, tiny_checkpoint):
     path = tiny_checkpoint()
     draw = ["--checkpoint", path, "--num_samples", 35, "--batch_size", 10, "--steps", 4]
-    draw += ["--sampler", "ddpm"]
+    draw += ["--sampler", "ddpm", "--device", "cpu"]
     assert cli("generate", *draw, "--npz", "one.npz")[0] == 0
     stdout = ranks(2, "generate", *draw, "--npz", "two.npz")
     assert stdout.count("35 images") == 1  # one of them talks
@@ -115,6 +115,7 @@ def test_two_ranks_draw_and_score_what_one_does(cli, tiny_checkpoint):
     assert np.array_equal(one, two)
     np.savez("real.npz", images=synthetic_digits(300, seed=5)[0].numpy())
     score = ["--path_to_model", path, "--num_samples", 60, "--batch_size", 10, "--steps", 4]
+    score += ["--device", "cpu"]
     score += ["--reference_images", "real.npz", "--seeds", 2, "--floor_draws", 2, "--json"]
     assert cli("validation", *score, "one.json")[0] == 0
     ranks(2, "validation", *score, "two.json")

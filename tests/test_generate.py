@@ -72,7 +72,8 @@ def test_classes_in_three_ways(draw):
     assert np.array_equal(number, draw("--labels", "3,7,0,7", "--num_samples", 4))
     in_turn = draw("--labels", "3,7", "--num_samples", 4)
     assert np.array_equal(in_turn[:2], number[:2])
-    assert np.array_equal(in_turn[[0, 2]], draw("--label", 3, "--num_samples", 3)[[0, 2]])
+    alone = draw("--label", 3, "--num_samples", 3).astype(int)  # rounding depends on the batch
+    assert np.abs(in_turn[[0, 2]] - alone[[0, 2]]).max() <= 1
     assert not np.array_equal(in_turn[2], number[2])  # a 3 and a 0 of the same noise
     assert len(draw("--digits", "0")) == 1
 

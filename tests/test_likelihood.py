@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 from pathlib import Path
 
 import pytest
@@ -304,3 +305,33 @@ def test_what_has_no_likelihood_is_refused(refuses, few_digits, tiny_checkpoint)
     save_model("few.pth", cfg, build_model(cfg, DIGITS).state_dict())
     flags = ["--path_to_model", "few.pth", "--likelihood"]
     refuses("validation", *flags, words=("--likelihood", "distilled"))
+
+
+def test_every_level_of_an_image_is_denoised_with_its_label():
+    data = Patterns([3.0, 2, 1])
+    images, labels = data.draw(60, 1)
+
+    def told(z, sigma, y):
+        return to_model_range(data.images)[y]
+
+    fitted = L.Likelihood(told, SIGMAS, images, labels, batch_size=100)
+    assert fitted.bound(images, labels).diffusion.max() == 0
+
+
+def test_what_samplers_clamp_costs_nothing():
+    white, beyond = torch.ones(1, 1, 1, 2, 2), torch.full((1, 1, 1, 2, 2), 1.5)
+    assert L.squared_error(white, beyond) == 0 and L.squared_error(-white, beyond) == 16
+
+
+def test_bits_per_dim_have_the_standard_error_of_a_mean():
+    nats = torch.tensor([1.0, 2.0, 4.0]) * math.log(2) * 10
+    expected = (7 / 3, statistics.stdev([1, 2, 4]) / 3**0.5)
+    assert bits.per_dim(nats, 10) == pytest.approx(expected)
+
+
+def test_the_flow_is_compared_with_the_bound_on_the_same_images(cli, few_digits, tiny_checkpoint):
+    flags = ["--path_to_model", tiny_checkpoint(), "--likelihood", "--num_samples", 6]
+    assert cli("validation", *flags, "--flow", 6, "--json", "bits.json")[0] == 0
+    found = json.loads(Path("bits.json").read_text())
+    apart = found["flow"] - found["bits_per_dim"]
+    assert found["flow_minus_bound"] == pytest.approx(apart)

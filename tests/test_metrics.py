@@ -312,9 +312,11 @@ def test_a_reference_prepared_once_changes_nothing():
 def test_chunks_change_nothing(monkeypatch):
     x, y = normal(50, 3, seed=1), normal(70, 3, seed=2)
     whole, near = precision_recall_density_coverage(x, y), nearest(x, y)
+    whole_kid = kid(x, y)
     monkeypatch.setattr(metrics, "CHUNK_ELEMENTS", 200)
     assert precision_recall_density_coverage(x, y) == whole
     assert torch.equal(nearest(x, y)[1], near[1])
+    assert kid(x, y) == pytest.approx(whole_kid)
 
 
 def test_nearest_finds_a_copy():

@@ -1,17 +1,19 @@
 """The step: written out, with and without `if`, and what is left of it in a checkpoint."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
 
 from benchmarks.parts import cost_of_parts
 from config import TrainConfig, UserError
+from models import build_model
 from tests.conftest import DIGITS, same
 from training.denoising import DenoisingTrainer
 from training.ema import EMA
 from training.graphed import GraphedOptimization
-from training.optimization import Optimization
+from training.optimization import Optimization, build_optimizers, learning_rate
 from utils import random
 from utils.data_loader import to_model_range
 from utils.synthetic import synthetic_digits
@@ -217,3 +219,33 @@ def test_the_operations_of_a_step_s_parts(kind, monkeypatch):
     operations = {name: cost.operations for name, cost in costs.items()}
     assert 1.7 < operations["backward"] / operations["forward"] <= 2
     assert operations["muon"] > 0 and not any(operations[name] for name in ("clip", "adamw", "ema"))
+
+
+def test_labels_are_hidden_as_often_as_asked_and_reach_the_network():
+    trainer = DenoisingTrainer(dataclasses.replace(CFG, label_dropout=0.2), DIGITS, CPU)
+    y, seen = torch.arange(10).repeat(500), []
+
+    def call(x, t, y):
+        seen.append(y)
+        return torch.zeros_like(x)
+
+    trainer.called = call
+    trainer.loss(torch.zeros(len(y), 1, 4, 4), y)
+    hidden = seen[0] == 10
+    assert hidden.float().mean().item() == pytest.approx(0.2, abs=0.03)
+    assert torch.equal(seen[0][~hidden], y[~hidden])
+
+
+def test_muon_gets_the_inner_matrices_and_adamw_all_else():
+    net = build_model(CFG, DIGITS)
+    adamw, muon = build_optimizers(net, CFG, CPU)
+    names = {id(p): name for name, p in net.named_parameters()}
+    inner, others = ({names[id(p)] for p in o.param_groups[0]["params"]} for o in (muon, adamw))
+    assert inner.isdisjoint(others) and inner | others == set(names.values())
+    assert all(net.get_parameter(n).ndim >= 2 and not n.startswith(net.outer) for n in inner)
+    assert all(net.get_parameter(n).ndim < 2 or n.startswith(net.outer) for n in others)
+
+
+def test_the_learning_rate_warms_up_stays_and_falls():
+    rates = [learning_rate(2.0, progress) for progress in (0.0, 0.0095, 0.019, 0.4, 0.7, 1.0)]
+    assert rates == pytest.approx([0.1, 1.05, 2.0, 2.0, 1.0, 0.0])

@@ -194,6 +194,7 @@ def test_a_run_records_what_ran_it_and_what_was_changed(cli):
 def test_the_same_seed_gives_the_same_weights(cli):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         flags = [*TINY, "--epochs", 2, "--seed", seed, "--experiment_name", name]
+        flags += ["--device", "cpu"]
         assert cli("main", *flags)[0] == 0
     a, b, c = (last_checkpoint(name)["ema"] for name in "abc")
     assert same(a, b) and not same(a, c)

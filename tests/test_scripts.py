@@ -84,7 +84,7 @@ def test_train_generate_validate(cli, own_folder, model_type):
 
 
 def test_resume_in_the_middle_of_an_epoch_is_bitwise_too(cli, monkeypatch):
-    command = [*TINY, "--train_size", 500, "--epochs", 1]
+    command = [*TINY, "--train_size", 500, "--epochs", 1, "--device", "cpu"]
     assert cli("main", *command, "--experiment_name", "whole")[0] == 0
 
     def interrupt(run, *others):
@@ -534,7 +534,13 @@ def test_speeds(cli, monkeypatch):
     assert status == 0 and by_default[:2] == ["cnn", "16"] and ancestral[:2] == ["cnn, ddpm", "300"]
     assert float(by_default[3]) == 1 and float(ancestral[3]) < 0.2
     status, stdout, _ = cli(
-        "benchmarks", "train", "--profile", "--settings", "--width 16 --batch_size 32"
+        "benchmarks",
+        "train",
+        "--profile",
+        "--settings",
+        "--width 16 --batch_size 32",
+        "--device",
+        "cpu",
     )
     share = re.search(r"(\d+)% of the best .* matrix product", stdout)
     assert status == 0 and 0 < int(share[1]) <= 100

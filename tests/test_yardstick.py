@@ -12,8 +12,9 @@ from config import UserError
 from scoring.diagnosis import Sorted, class_floors
 from scoring.estimate import Estimate, beside
 from scoring.evaluation import Candidate, Scorer, mean_of
+from scoring.features import MNISTFeatures
 from scoring.metrics import METRICS, all_scores, fid, fid_spread
-from scoring.yardstick import Yardstick, random_pairs
+from scoring.yardstick import Yardstick, default_draws, random_pairs
 from utils.data_loader import DatasetInfo, load_dataset
 
 
@@ -287,3 +288,11 @@ def test_a_run_with_images_held_out_learns_from_the_rest(cli, refuses, small):
     state = torch.load("checkpoints/h/model_epoch_0.pth", weights_only=True)
     assert state["config"]["held_out"] is True and state["step"] == 2  # of 500 images, not of 600
     refuses("main", *run, words=("--held_out False", "True"))
+
+
+def test_slow_features_have_fewer_draws_and_few_images_a_warning():
+    assert default_draws(MNISTFeatures, 50_000) == 10
+    assert [default_draws(Pixels(), n) for n in (500, 2000, 50_000)] == [10, 5, 1]
+    yardstick = Yardstick(Pixels(), "test", pictures(300, 1), 60, pictures(600, 2))
+    assert "1999 images are below 2000" in yardstick.warnings(1999)[0]
+    assert yardstick.warnings(2000) == []
