@@ -191,7 +191,8 @@ def test_a_measurement_has_another_key_by_whatever_decides_it(copied, monkeypatc
 
 
 def test_a_score_file_says_what_made_it_and_is_not_named_by_that(monkeypatch):
-    scores = {"features": "mnist", "n": 40, "reference_hash": "r", "feature_hash": "f", "fid": 1.5}
+    scores = {"features": "mnist", "n": 40, "fid": 1.5}
+    scores |= {"reference": "the test set", "reference_hash": "r", "feature_hash": "f"}
     candidate, paths = Candidate(None, None, "drawn", {"seed": 1}), set()
     for commit in ("a", "b"):
         monkeypatch.setattr(provenance, "commit", lambda commit=commit: commit)
