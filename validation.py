@@ -35,7 +35,7 @@ from utils.files import check_output, is_stream, writable_folder, write_atomical
 from utils.image_checks import check_shape
 from utils.images import load_images, read_images, tell
 from utils.provenance import provenance
-from utils.random import Stream, generator
+from utils.random import random_order
 from utils.script import run
 from utils.tensorboard_logger import TensorBoardLogger
 from utils.visualization import (
@@ -103,8 +103,7 @@ def read_candidate(cfg: EvalConfig) -> Candidate:
     images, labels = found.images, found.labels
     check_features(cfg.features, tuple(images.shape[1:]), f"--images {path}")
     if len(images) > cfg.num_samples:  # not the first ones: files are often sorted by class
-        chosen = torch.randperm(len(images), generator=generator(Stream.ORDER, cfg.seed))
-        chosen = chosen[: cfg.num_samples]
+        chosen = random_order(len(images), cfg.seed)[: cfg.num_samples]
         images, labels = images[chosen], None if labels is None else labels[chosen]
     if cfg.tstr and labels is None:
         raise UserError(f"--tstr: {path} has no labels; a .npz can have them as the array `labels`")

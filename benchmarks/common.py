@@ -25,7 +25,7 @@ from utils.files import write_atomically
 from utils.image_checks import check_shape
 from utils.images import load_images
 from utils.provenance import hardware, provenance, source_hash
-from utils.random import Stream, generator
+from utils.random import random_order
 
 FOLDER = Path("outputs") / "benchmark"
 SEARCH_SEED = 1000  # of samples used to choose something; reported results use other seeds
@@ -114,7 +114,7 @@ def read_digits(path: Path, flag: str, most: int, seed: int) -> Tensor:
     """
     found = load_images(path, flag, at_least=NEAREST_K + 1)
     check_shape(found, DigitClassifier.shape, f"{flag} {path}", like="MNIST")
-    return found[torch.randperm(len(found), generator=generator(Stream.ORDER, seed))[:most]]
+    return found[random_order(len(found), seed)[:most]]
 
 
 def with_spread(value: float, spread: float) -> dict[str, float]:

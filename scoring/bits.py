@@ -20,14 +20,14 @@ from scoring.likelihood import (
 )
 from scoring.yardstick import image_hash
 from utils.data_loader import Dataset, to_model_range
-from utils.random import Stream, generator
+from utils.random import Stream, generator, random_order
 
 FLOW_BATCH = 50  # images solved together, as one system of equations
 
 
 def some(data: Dataset, count: int, seed: int, labelled: bool) -> tuple[Tensor, Tensor | None]:
     """At most `count` images and labels, picked at random because files may be sorted."""
-    chosen = torch.randperm(len(data.images), generator=generator(Stream.ORDER, seed))[:count]
+    chosen = random_order(len(data.images), seed)[:count]
     return data.images[chosen], data.labels[chosen] if labelled else None
 
 

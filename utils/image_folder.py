@@ -53,7 +53,7 @@ def _read(folder: Path, flag: str) -> tuple[Tensor, Tensor, tuple[str, ...]]:
             raise UserError(f"{flag} {folder}: no such folder")
         folders = [path for path in sorted(folder.iterdir()) if path.is_dir()]
         classes = [path for path in folders if not is_hidden(path.name) and holds_images(path)]
-        beside = holds_images(folder, below=False)
+        beside = bool(classes) and holds_images(folder, below=False)
     except OSError as error:
         raise UserError(f"{flag} {folder}: cannot be read: {error.strerror}") from None
     if not classes:

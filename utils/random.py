@@ -161,3 +161,11 @@ def generator(stream: int, seed: int, *keys: int, device="cpu") -> torch.Generat
         state.view(torch.int64)[3:627] = torch.from_numpy(key.astype(np.int64))
         made.set_state(state)
     return made
+
+
+def random_order(total: int, seed: int) -> Tensor:
+    """The numbers below `total` in an order fixed by `seed`, to pick images at random.
+
+    The first images of a file would not do: files are often sorted by class.
+    """
+    return torch.randperm(total, generator=generator(Stream.ORDER, seed))
