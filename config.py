@@ -29,7 +29,7 @@ DATASETS = "utils.data_loader:DATASETS"
 
 SAMPLER = "dpmpp_2m_sde"  # the best with few network calls
 FEW_STEP_SAMPLER = "consistency"  # the only sampler for distilled networks
-GUIDANCE = 2.0  # suits ten minutes of training; good networks need less, and may store their own
+GUIDANCE = 1.75  # suits ten minutes of training; good networks need less, and may store their own
 GUIDED = (0.6, 2.0)  # the noise levels sigma at which a shape becomes one class or another
 
 DATA_DIR = "./data"
