@@ -162,8 +162,8 @@ class SamplingConfig:
     churn: float | None = setting(None, "heun: S_churn, fresh noise added over all steps", low=0)
     guidance: float | None = setting(
         None,
-        f"scale; 0: unconditional, 1: conditional, more: stronger; default {GUIDANCE:g} with labels"
-        " (shipped U-Net: 1, ResNet: 1.2, SimpleCNN: 1.5)",
+        "scale; 0: unconditional, 1: conditional, more: stronger; default the checkpoint's, else"
+        f" {GUIDANCE:g} with labels",
         low=0,
     )
     guided_from: float | None = setting(
