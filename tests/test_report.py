@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import report as module
 from benchmarks.common import figure_text, with_spread, write_table
-from benchmarks.report import BLOCK, INLINE, figure, render_page, render_table
+from benchmarks.report import BLOCK, HOLE, INLINE, figure, render_page, render_table
 from config import UserError
 from tests.conftest import ROOT
 from utils.provenance import SOURCE, source_hash
@@ -60,16 +60,31 @@ def test_the_pages_show_what_the_results_are(cli, monkeypatch):
     assert check(cli)[0] == 0
 
 
+def results_shown(page: str) -> set[str]:
+    """Names of the results files whose figures are in the text of a page or in its tables."""
+    holes = [match[2] for match in INLINE.finditer(page)]
+    for match in BLOCK.finditer(page):
+        holes += HOLE.findall((ROOT / f"docs/tables/{match[2]}.md").read_text("utf-8"))
+    return {re.split("[.@]", hole)[0] for hole in holes}
+
+
 def test_every_result_and_every_table_is_shown():
     pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
     texts = [page.read_text("utf-8") for page in pages]
     tables = {match[2] for text in texts for match in BLOCK.finditer(text)}
     assert tables == {path.stem for path in (ROOT / "docs/tables").glob("*.md")}
-    templates = [(ROOT / f"docs/tables/{name}.md").read_text("utf-8") for name in tables]
-    named = [match[2] for text in texts for match in INLINE.finditer(text)]
-    named += re.findall(r"\{(.*?)\}", "".join(templates))
-    files = {re.split("[.@]", hole)[0] for hole in named}
+    files = set().union(*map(results_shown, texts))
     assert files == {path.stem for path in (ROOT / "docs/results").glob("*.json")}
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/EVALUATION.md", "docs/RECIPES.md"])
+def test_a_page_names_the_commits_of_its_figures(page):
+    text = (ROOT / page).read_text("utf-8")
+    names = results_shown(text) - {"shipped"}  # what the training runs printed
+    found = [json.loads((ROOT / f"docs/results/{name}.json").read_text()) for name in names]
+    visible = re.sub("<!--.*?-->", "", text)
+    missing = {result["commit"] for result in found if result["commit"] not in visible}
+    assert not missing
 
 
 @pytest.mark.skipif(not shutil.which("git"), reason="needs git")
