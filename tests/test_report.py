@@ -60,6 +60,9 @@ def test_the_pages_show_what_the_results_are(cli, monkeypatch):
     assert check(cli)[0] == 0
 
 
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+
+
 def results_shown(page: str) -> set[str]:
     """Names of the results files whose figures are in the text of a page or in its tables."""
     holes = [match[2] for match in INLINE.finditer(page)]
@@ -69,23 +72,22 @@ def results_shown(page: str) -> set[str]:
 
 
 def test_every_result_and_every_table_is_shown():
-    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
-    texts = [page.read_text("utf-8") for page in pages]
+    texts = [page.read_text("utf-8") for page in PAGES]
     tables = {match[2] for text in texts for match in BLOCK.finditer(text)}
     assert tables == {path.stem for path in (ROOT / "docs/tables").glob("*.md")}
     files = set().union(*map(results_shown, texts))
     assert files == {path.stem for path in (ROOT / "docs/results").glob("*.json")}
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/EVALUATION.md", "docs/RECIPES.md"])
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_a_page_names_the_commits_of_its_figures(page):
-    text = (ROOT / page).read_text("utf-8")
+    text = page.read_text("utf-8")
     names = results_shown(text) - {"shipped"}  # what the training runs printed
     found = [json.loads((ROOT / f"docs/results/{name}.json").read_text()) for name in names]
     visible = re.sub("<!--.*?-->", "", text)
     missing = {result["commit"] for result in found if result["commit"] not in visible}
     assert not missing
-    assert page != "README.md" or len({result["commit"] for result in found}) == 1
+    assert page.name != "README.md" or len({result["commit"] for result in found}) == 1
 
 
 @pytest.mark.skipif(not shutil.which("git"), reason="needs git")
