@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from config import UserError
+from utils.checkpoint import remove_leftovers
 from utils.files import check_ending, check_output, writable_folder, write_atomically
 
 FULL = Path("/dev/full")
@@ -175,3 +176,15 @@ def test_an_output_is_checked_before_there_is_one():
     assert check_output(os.devnull, "--output", (".png",)) == Path(os.devnull)
     with pytest.raises(UserError, match="cannot be written"):
         writable_folder(Path("file"))
+
+
+def test_a_folder_is_writable_though_another_process_tidies_it_up(monkeypatch):
+    touch = Path.touch
+
+    def touch_and_lose(path, **options):
+        touch(path, **options)
+        remove_leftovers(path.parent)  # as the first process of a training run does
+
+    monkeypatch.setattr(Path, "touch", touch_and_lose)
+    assert writable_folder(Path("shared")) == Path("shared")
+    assert os.listdir("shared") == []

@@ -104,7 +104,7 @@ def writable_folder(path: Path) -> Path:
     try:
         probe.parent.mkdir(parents=True, exist_ok=True)
         probe.touch(exist_ok=False)
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process may tidy up the folder
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"output folder {path}: cannot be written: {reason}") from None
